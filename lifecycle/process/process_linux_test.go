@@ -1,0 +1,111 @@
+package process
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+func TestPidfdIsUsed(t *testing.T) {
+	self, err := Self()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := openPidfd(self.PID)
+	if errors.Is(err, errors.ErrUnsupported) {
+		if os.Getenv("OVERLAP_TEST_REQUIRE") == "1" {
+			t.Fatal(err)
+		}
+		t.Skipf("needs Linux 5.3, and a seccomp profile that lets pidfd_open through: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+}
+
+func TestTree(t *testing.T) {
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		if os.Getenv("OVERLAP_TEST_REQUIRE") == "1" {
+			t.Fatal("needs sh")
+		}
+		t.Skip("needs sh")
+	}
+	// A shell, a shell below it, and the test binary below that; each says who it is.
+	cmd := exec.Command(sh, "-c", `echo $$; sh -c 'echo $$; "$0"; exit' "$0"; exit`, os.Args[0])
+	cmd.Env = append(os.Environ(), "PROCESS_TEST_CHILD=1")
+	stdin, _ := cmd.StdinPipe()
+	stdout, _ := cmd.StdoutPipe()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer stdin.Close()
+	lines := bufio.NewReader(stdout)
+	var want []int
+	for {
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		if line == "ready\n" {
+			break
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, pid)
+	}
+	tree, err := Tree(want[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(tree) != 3 || !slices.Equal(tree[:2], want) {
+		t.Errorf("Tree(%d) = %v, want %v and the grandchild", want[0], tree, want)
+	}
+	if mine, err := Tree(os.Getpid()); err != nil || !slices.Contains(mine, tree[2]) {
+		t.Errorf("the test's own tree %v misses %d: %v", mine, tree[2], err)
+	}
+	stdin.Close()
+	io.Copy(io.Discard, lines)
+	cmd.Wait()
+	if _, err := Tree(want[0]); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("tree of a process that ended: %v", err)
+	}
+}
+
+func TestParseStat(t *testing.T) {
+	line := "7 (a) Z 1 (b\n) S 42 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 98765 1 2 3\n"
+	s, err := parseStat([]byte(line))
+	if err != nil || s != (stat{state: 'S', parent: 42, threads: 3, start: 98765}) {
+		t.Errorf("%+v, %v", s, err)
+	}
+	for _, z := range []struct {
+		stat
+		zombie bool
+	}{
+		{stat{state: 'Z', threads: 1}, true},
+		{stat{state: 'Z', threads: 2}, false}, // only the first thread has ended
+		{stat{state: 'X'}, true},
+		{stat{state: 'S', threads: 1}, false},
+	} {
+		if z.zombie != z.stat.zombie() {
+			t.Errorf("%+v: zombie %v", z.stat, !z.zombie)
+		}
+	}
+}
+
+func FuzzParseStat(f *testing.F) {
+	f.Add([]byte("7 (a b) S 42 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 98765 1 2 3\n"))
+	f.Add([]byte("7 (a"))
+	f.Add([]byte(")"))
+	f.Fuzz(func(t *testing.T, raw []byte) { parseStat(raw) })
+}
