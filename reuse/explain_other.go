@@ -1,0 +1,5 @@
+//go:build !linux
+
+package reuse
+
+func explain(err error) error { return err }

@@ -1,0 +1,289 @@
+package reuse
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"overlap/reuse/sockdiag"
+)
+
+const (
+	locateRounds = 40
+	locateWait   = 100 * time.Millisecond
+)
+
+// errMoved says that sockets came or went while their places were being asked for.
+var errMoved = errors.New("sockets came and went meanwhile")
+
+// locate asks the kernel which socket, by inode, stands at which place of the group. Somebody
+// else may join or leave meanwhile; then it begins anew.
+func locate(a Address) ([]uint64, error) {
+	diag, err := sockdiag.Open()
+	if err != nil {
+		return nil, fmt.Errorf("locate the sockets of %s: %w", a, err)
+	}
+	defer diag.Close()
+	for try := 0; ; try++ {
+		places, err := locateOnce(diag, a)
+		if err == nil {
+			return places, nil
+		}
+		if try == 8 || !errors.Is(err, errMoved) {
+			return nil, fmt.Errorf("locate the sockets of %s: %w", a, err)
+		}
+	}
+}
+
+// population is how many sockets the group has.
+func population(a Address) (int, error) {
+	diag, err := sockdiag.Open()
+	if err != nil {
+		return 0, fmt.Errorf("count the sockets of %s: %w", a, err)
+	}
+	defer diag.Close()
+	m, err := members(diag, a)
+	return len(m), err
+}
+
+// locateOnce sends locator packets to one place after the other and watches whose drops are
+// counted. A socket may drop packets of clients at the same time, so the candidates for a place
+// are all sockets that dropped at least what was sent there, and packets are sent until each
+// place has one candidate left. What is sent varies by chance, so that no traffic can keep in step.
+func locateOnce(diag *sockdiag.Conn, a Address) ([]uint64, error) {
+	before, err := members(diag, a)
+	if err != nil {
+		return nil, err
+	}
+	n := len(before)
+	if n > MaxPlaces {
+		return nil, fmt.Errorf("%d sockets share the address, %d can be told apart", n, MaxPlaces)
+	}
+	if n <= 1 {
+		return keys(before), nil
+	}
+	candidates := make([]map[uint64]bool, n)
+	for range locateRounds {
+		for _, place := range rand.Perm(n) {
+			if len(candidates[place]) == 1 {
+				continue
+			}
+			burst := 1 + rand.IntN(3)
+			hit, err := dropped(diag, a, before, place, burst)
+			if err != nil {
+				return nil, err
+			}
+			candidates[place] = intersect(candidates[place], hit)
+			if len(candidates[place]) == 0 {
+				return nil, errMoved
+			}
+		}
+		if places, done := unique(candidates); done {
+			after, err := members(diag, a)
+			if err != nil {
+				return nil, err
+			}
+			if !slices.Equal(keys(before), keys(after)) {
+				return nil, errMoved
+			}
+			return places, nil
+		}
+	}
+	return nil, fmt.Errorf("the sockets drop too many packets to be told apart")
+}
+
+// dropped sends burst locator packets to a place and returns the sockets that dropped so many.
+func dropped(diag *sockdiag.Conn, a Address, all map[uint64]uint32, place, burst int) (map[uint64]bool, error) {
+	before, err := members(diag, a)
+	if err != nil {
+		return nil, err
+	}
+	for range burst {
+		if err := sendLocator(a, place); err != nil {
+			return nil, err
+		}
+	}
+	for deadline := time.Now().Add(locateWait); ; {
+		after, err := members(diag, a)
+		if err != nil {
+			return nil, err
+		}
+		if len(after) != len(all) {
+			return nil, errMoved
+		}
+		hit := map[uint64]bool{}
+		for ino, drops := range after {
+			if drops-before[ino] >= uint32(burst) {
+				hit[ino] = true
+			}
+		}
+		if len(hit) > 0 {
+			return hit, nil
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("no socket took a packet for place %d of %d: is a steering program of somebody else's attached?", place, len(all))
+		}
+		time.Sleep(100 * time.Microsecond)
+	}
+}
+
+// intersect keeps of the candidates those that were hit; nil candidates are all.
+func intersect(candidates, hit map[uint64]bool) map[uint64]bool {
+	if candidates == nil {
+		return hit
+	}
+	for ino := range candidates {
+		if !hit[ino] {
+			delete(candidates, ino)
+		}
+	}
+	return candidates
+}
+
+// unique takes sockets that are certain from the candidates of other places, and reports
+// whether every place has exactly one.
+func unique(candidates []map[uint64]bool) ([]uint64, bool) {
+	places := make([]uint64, len(candidates))
+	taken := map[uint64]int{}
+	for changed := true; changed; {
+		changed = false
+		for place, c := range candidates {
+			if places[place] != 0 {
+				continue
+			}
+			for ino := range c {
+				if at, ok := taken[ino]; ok && at != place {
+					delete(c, ino)
+				}
+			}
+			if len(c) == 1 {
+				for ino := range c {
+					places[place], taken[ino] = ino, place
+				}
+				changed = true
+			}
+		}
+	}
+	return places, len(taken) == len(candidates)
+}
+
+func keys(m map[uint64]uint32) []uint64 {
+	k := make([]uint64, 0, len(m))
+	for ino := range m {
+		k = append(k, ino)
+	}
+	slices.Sort(k)
+	return k
+}
+
+// members are the sockets of the address's group, hidden ones too, with their drops.
+func members(diag *sockdiag.Conn, a Address) (map[uint64]uint32, error) {
+	list := diag.Listeners
+	if a.Network == "udp" {
+		list = diag.Datagrams
+	}
+	sockets, err := list(a.AddrPort.Port())
+	if err != nil {
+		return nil, err
+	}
+	m := map[uint64]uint32{}
+	for _, s := range sockets {
+		if s.Local.Addr().WithZone("") != a.AddrPort.Addr().WithZone("") || s.Inode == 0 {
+			continue
+		}
+		if a.Network == "udp" && s.Remote.Port() != 0 {
+			continue // connected: lookups prefer it, it is in no group
+		}
+		m[s.Inode] = s.Drops
+	}
+	return m, nil
+}
+
+// sendLocator sends one packet that the locator clause gives to a place.
+func sendLocator(a Address, place int) error {
+	hops, class := locator(place)
+	to := a.Local()
+	family, level, hopsOption, classOption := unix.AF_INET, unix.IPPROTO_IP, unix.IP_TTL, unix.IP_TOS
+	if to.Addr().Is6() {
+		family, level, hopsOption, classOption = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, unix.IPV6_TCLASS
+	}
+	typ := unix.SOCK_STREAM
+	if a.Network == "udp" {
+		typ = unix.SOCK_DGRAM
+	}
+	fd, err := unix.Socket(family, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, level, hopsOption, hops); err != nil {
+		return os.NewSyscallError("setsockopt hop limit", err)
+	}
+	if err := unix.SetsockoptInt(fd, level, classOption, class); err != nil {
+		return os.NewSyscallError("setsockopt traffic class", err)
+	}
+	sa, err := sockaddr(Address{Network: a.Network, AddrPort: to})
+	if err != nil {
+		return err
+	}
+	if a.Network == "udp" {
+		return os.NewSyscallError("sendto", unix.Sendto(fd, []byte{0}, unix.MSG_DONTWAIT, sa))
+	}
+	if err := unix.Connect(fd, sa); err != nil && err != unix.EINPROGRESS && err != unix.ECONNREFUSED {
+		return os.NewSyscallError("connect", err)
+	}
+	return nil
+}
+
+func zoneIndex(zone string) (uint32, error) {
+	if zone == "" {
+		return 0, nil
+	}
+	if n, err := strconv.ParseUint(zone, 10, 32); err == nil {
+		return uint32(n), nil
+	}
+	i, err := net.InterfaceByName(zone)
+	if err != nil {
+		return 0, fmt.Errorf("zone %s: %w", zone, err)
+	}
+	return uint32(i.Index), nil
+}
+
+// bindProbe prepares a socket before its connect: packets that pass the gate, and a source
+// address and port that steering can recognise.
+func bindProbe(fd int, a Address) (netip.AddrPort, error) {
+	from := Address{Network: a.Network, AddrPort: netip.AddrPortFrom(a.Local().Addr(), 0)}
+	level, hops := unix.IPPROTO_IP, unix.IP_TTL
+	if !from.Is4() {
+		level, hops = unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS
+	}
+	if err := unix.SetsockoptInt(fd, level, hops, probeHops); err != nil {
+		return netip.AddrPort{}, os.NewSyscallError("setsockopt hop limit", err)
+	}
+	sa, err := sockaddr(from)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		return netip.AddrPort{}, os.NewSyscallError("bind", err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return netip.AddrPort{}, os.NewSyscallError("getsockname", err)
+	}
+	switch n := name.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(n.Addr), uint16(n.Port)), nil
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(n.Addr), uint16(n.Port)), nil
+	}
+	return netip.AddrPort{}, fmt.Errorf("getsockname: %T", name)
+}

@@ -1,0 +1,15 @@
+package reuse
+
+import (
+	"flag"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+var seed = flag.Uint64("seed", 0, "seed of the random sequences; 0 takes a new one")
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	goleak.VerifyTestMain(m)
+}

@@ -1,0 +1,506 @@
+package reuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/net/bpf"
+)
+
+// hideTime is how long a socket stays hidden before it is closed: lookups that found it just
+// before must be over.
+const hideTime = time.Millisecond
+
+// Member is one generation's part of the group of one address: its sockets, and the
+// placeholders that keep them in place. It is made by [Open] and safe for concurrent use.
+//
+// A generation goes through these steps; the handover lock of the service must be held from
+// the first to the end of the switch:
+//
+//	Listen or Adopt, then Settle     starting: gated, in a place of its own
+//	DialProbe                        checked through the public address
+//	Switch                           serving: gets every new connection
+//	Leave                            gone
+//
+// Meanwhile the generation that serves calls Reserve before the newcomer joins and Yield after,
+// and Reclaim when the newcomer failed.
+type Member struct {
+	mu      sync.Mutex
+	addr    Address
+	uid     int
+	sockets []*socket
+	holders []*holder
+	front   []*holder // placeholders that Yield closes
+	places  []int     // of sockets, since the last Settle
+	serving []int     // who else gets connections meanwhile
+	open    bool      // the gate is open: what joins is opened once it stands
+	closed  bool
+}
+
+// socket is a socket of the generation: the process's own, or one in a program's hands.
+type socket struct {
+	inode uint64
+	// control calls f with a descriptor of the socket.
+	control func(f func(fd int) error) error
+	close   func() error
+	gone    bool
+}
+
+// holder is a placeholder.
+type holder struct {
+	fd    int
+	inode uint64
+}
+
+// Open returns a member of the group of an address, with no socket in it yet. uid is the
+// effective user of the group's sockets; -1 is the process's own.
+func Open(a Address, uid int) *Member { return &Member{addr: a, uid: uid} }
+
+// Address is the member's address; its port is known after the first socket.
+func (m *Member) Address() Address {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.addr
+}
+
+// Inodes are the inodes of the generation's sockets, placeholders not counted.
+func (m *Member) Inodes() []uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.inodesLocked()
+}
+
+func (m *Member) inodesLocked() []uint64 {
+	var all []uint64
+	for _, s := range m.sockets {
+		if !s.gone {
+			all = append(all, s.inode)
+		}
+	}
+	return all
+}
+
+// Adopt counts a socket that another process holds among the member's. control calls its
+// argument with a descriptor of the socket that is valid during that call; the socket should
+// have been given to [Share] before it joined. The member never closes it.
+func (m *Member) Adopt(ino uint64, control func(func(fd int) error) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.sockets {
+		if s.inode == ino && !s.gone {
+			return
+		}
+	}
+	m.sockets = append(m.sockets, &socket{inode: ino, control: control})
+}
+
+// Drop forgets a socket that its holder closed.
+func (m *Member) Drop(ino uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sockets = slices.DeleteFunc(m.sockets, func(s *socket) bool { return s.inode == ino })
+}
+
+// join counts an own socket that has just been bound (UDP) or listens (TCP).
+func (m *Member) join(s *socket) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return os.ErrClosed
+	}
+	m.sockets = append(m.sockets, s)
+	if !steering {
+		return nil
+	}
+	return m.steerAloneLocked(s.control)
+}
+
+// steerAloneLocked gives the group its first program when the socket is alone in it: what comes later
+// inherits it and gets nothing.
+func (m *Member) steerAloneLocked(control func(func(fd int) error) error) error {
+	n, err := population(m.addr)
+	if err != nil || n > 1 {
+		return err
+	}
+	return control(func(fd int) error { return attach(fd, serveProgram(m.addr.Network, []int{0})) })
+}
+
+// Anchor puts a placeholder into the group, so that there is a handle for steering it before
+// the generation's first socket comes. It does nothing where the member has one.
+func (m *Member) Anchor() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.holders) > 0 || !steering {
+		return nil
+	}
+	if err := m.addHolderLocked(); err != nil {
+		return err
+	}
+	fd := m.holders[0].fd
+	return m.steerAloneLocked(func(f func(fd int) error) error { return f(fd) })
+}
+
+func (m *Member) addHolderLocked() error {
+	fd, err := newPlaceholder(m.addr, m.uid)
+	if err != nil {
+		return fmt.Errorf("placeholder on %s: %w", m.addr, err)
+	}
+	ino, err := inode(fd)
+	if err != nil {
+		closeFD(fd)
+		return err
+	}
+	m.holders = append(m.holders, &holder{fd: fd, inode: ino})
+	return nil
+}
+
+// Settle makes sure that the member's sockets stay where they are whatever others do, by
+// placeholders behind them, and learns the places. serving are the inodes that get the
+// connections until the switch; those that are not there any more are left out.
+func (m *Member) Settle(serving []uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.settleLocked(serving)
+}
+
+func (m *Member) settleLocked(serving []uint64) error {
+	if !steering {
+		return nil
+	}
+	for range 8 {
+		array, err := locate(m.addr)
+		if err != nil {
+			return err
+		}
+		m.places = placesOf(array, m.inodesLocked())
+		if len(m.places) == 0 {
+			return fmt.Errorf("settle on %s: none of the generation's sockets listens", m.addr)
+		}
+		m.serving = placesOf(array, serving)
+		missing := m.missingLocked(len(m.holders))
+		if missing <= 0 {
+			return nil
+		}
+		for range missing {
+			if err := m.addHolderLocked(); err != nil {
+				return err
+			}
+		}
+	}
+	return fmt.Errorf("settle on %s: %w", m.addr, errUnsettled)
+}
+
+var errUnsettled = errors.New("other sockets join and leave without end")
+
+// missingLocked is how many placeholders more than the given number the member needs. Its own
+// sockets and placeholders must be more than its highest place. Sockets of a program
+// can leave one by one without being asked; all but one of them are not counted.
+func (m *Member) missingLocked(holders int) int {
+	own := len(m.places)
+	for _, s := range m.sockets {
+		if s.close == nil {
+			own = min(own, 1)
+		}
+	}
+	return slices.Max(m.places) + 1 - own - holders
+}
+
+func placesOf(array, inodes []uint64) []int {
+	var places []int
+	for i, ino := range array {
+		if slices.Contains(inodes, ino) {
+			places = append(places, i)
+		}
+	}
+	return places
+}
+
+// Reserve readies the serving member for a newcomer: for each of its placeholders that stand
+// in front of its sockets it puts another one behind. [Member.Yield] then makes room.
+func (m *Member) Reserve() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !steering || m.closed {
+		return nil
+	}
+	array, err := locate(m.addr)
+	if err != nil {
+		return err
+	}
+	m.places = placesOf(array, m.inodesLocked())
+	if len(m.places) == 0 {
+		return nil
+	}
+	m.front = nil
+	for _, ino := range array[:slices.Max(m.places)] {
+		if h := m.holderLocked(ino); h != nil {
+			m.front = append(m.front, h)
+		}
+	}
+	m.trimLocked(array)
+	for range m.missingLocked(len(m.holders) - len(m.front)) {
+		if err := m.addHolderLocked(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// trimLocked closes placeholders behind the member's sockets that are not needed.
+func (m *Member) trimLocked(array []uint64) {
+	var spare []*holder
+	for i := len(array) - 1; i > slices.Max(m.places) && m.missingLocked(len(m.holders)-len(spare)) < 0; i-- {
+		if h := m.holderLocked(array[i]); h != nil {
+			spare = append(spare, h)
+		}
+	}
+	m.closeHoldersLocked(spare)
+}
+
+func (m *Member) holderLocked(ino uint64) *holder {
+	for _, h := range m.holders {
+		if h.inode == ino {
+			return h
+		}
+	}
+	return nil
+}
+
+// Yield closes the placeholders in front of the member's sockets, from the lowest place up,
+// so that the newcomer's sockets, the last of the array, move there. It does nothing without
+// [Member.Reserve] before.
+func (m *Member) Yield() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	front := m.front
+	m.front = nil
+	m.closeHoldersLocked(front)
+}
+
+// closeHoldersLocked hides placeholders, and closes them a millisecond later in the order given.
+func (m *Member) closeHoldersLocked(holders []*holder) {
+	if len(holders) == 0 {
+		return
+	}
+	for _, h := range holders {
+		hide(h.fd)
+	}
+	time.Sleep(hideTime)
+	for _, h := range holders {
+		closeFD(h.fd)
+		m.holders = slices.DeleteFunc(m.holders, func(o *holder) bool { return o == h })
+	}
+}
+
+// Switch opens the gate of the member's sockets and gives them every new connection. The
+// places must be known from [Member.Settle].
+func (m *Member) Switch() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !steering {
+		return nil
+	}
+	if err := m.openLocked(); err != nil {
+		return err
+	}
+	return m.attachLocked(serveProgram(m.addr.Network, m.places))
+}
+
+// Reclaim gives the member's sockets every new connection again, after a newcomer failed,
+// whatever it left behind; or after the member's own sockets changed.
+func (m *Member) Reclaim() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !steering || m.closed {
+		return nil
+	}
+	if err := m.settleLocked(nil); err != nil {
+		return err
+	}
+	if err := m.openLocked(); err != nil {
+		return err
+	}
+	if err := m.attachLocked(serveProgram(m.addr.Network, m.places)); err != nil {
+		return err
+	}
+	array, err := locate(m.addr)
+	if err != nil {
+		return err
+	}
+	m.front = nil
+	m.trimLocked(array)
+	return nil
+}
+
+func (m *Member) openLocked() error {
+	for _, s := range m.sockets {
+		if s.gone {
+			continue
+		}
+		if err := s.control(func(fd int) error { return openGate(fd, m.addr) }); err != nil {
+			return fmt.Errorf("open the gate of %s: %w", m.addr, err)
+		}
+	}
+	m.open = true
+	return nil
+}
+
+// Split gives percent (0 to 100) of the new connections to the member's sockets and leaves the
+// others to the serving ones that [Member.Settle] was told of. The gate is opened.
+func (m *Member) Split(percent int) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !steering {
+		return ErrNoSteering
+	}
+	if percent < 0 || percent > 100 {
+		return fmt.Errorf("split %d percent: must be 0 to 100", percent)
+	}
+	if len(m.serving) == 0 {
+		return fmt.Errorf("split on %s: nobody else serves", m.addr)
+	}
+	if err := m.openLocked(); err != nil {
+		return err
+	}
+	return m.attachLocked(splitProgram(m.addr.Network, percent, m.places, m.serving))
+}
+
+// Hold keeps new connections waiting: they go to a placeholder, so clients try again, after
+// 1 s, 3 s and so on, instead of being refused. Datagrams are lost.
+func (m *Member) Hold() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !steering {
+		return ErrNoSteering
+	}
+	if len(m.holders) == 0 {
+		return fmt.Errorf("hold %s: no placeholder", m.addr)
+	}
+	array, err := locate(m.addr)
+	if err != nil {
+		return err
+	}
+	var places []int
+	for i, ino := range array {
+		if m.holderLocked(ino) != nil {
+			places = append(places, i)
+		}
+	}
+	if len(places) == 0 {
+		return fmt.Errorf("hold %s: the placeholder is not in the group", m.addr)
+	}
+	return m.attachLocked(serveProgram(m.addr.Network, places[:1]))
+}
+
+// attachLocked sets the group's program through any socket of the member's.
+func (m *Member) attachLocked(p []bpf.Instruction) error {
+	if len(m.holders) > 0 {
+		return attach(m.holders[0].fd, p)
+	}
+	err := fmt.Errorf("steer %s: no socket in the group", m.addr)
+	for _, s := range m.sockets {
+		if s.gone {
+			continue
+		}
+		if err = s.control(func(fd int) error { return attach(fd, p) }); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// Recede closes the member's placeholders, once a newer generation serves and has its own.
+// [Member.Reclaim] makes new ones.
+func (m *Member) Recede() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.front = nil
+	m.closeHoldersLocked(slices.Clone(m.holders))
+}
+
+// Leave takes the member out of the group: all its own sockets and placeholders are hidden,
+// and closed a millisecond later. What still lies in an accept queue then is reset, so
+// [AwaitBacklog] comes before it. Sockets in other hands stay.
+func (m *Member) Leave() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.open && !m.closed && len(m.serving) > 0 {
+		// A probe's program may still be there.
+		m.attachLocked(serveProgram(m.addr.Network, m.serving))
+	}
+	m.closed = true
+	var leaving []*socket
+	for _, s := range m.sockets {
+		if !s.gone && s.close != nil {
+			s.control(func(fd int) error { return hide(fd) })
+			s.gone = true
+			leaving = append(leaving, s)
+		}
+	}
+	for _, h := range m.holders {
+		hide(h.fd)
+	}
+	if len(leaving)+len(m.holders) == 0 {
+		return
+	}
+	if steering {
+		time.Sleep(hideTime)
+	}
+	for _, s := range leaving {
+		s.close()
+	}
+	m.closeHoldersNowLocked()
+}
+
+func (m *Member) closeHoldersNowLocked() {
+	for _, h := range m.holders {
+		closeFD(h.fd)
+	}
+	m.holders, m.front = nil, nil
+}
+
+// leave takes one own socket out.
+func (m *Member) leave(s *socket) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s.gone {
+		return nil
+	}
+	s.gone = true
+	s.control(func(fd int) error { return hide(fd) })
+	if steering {
+		time.Sleep(hideTime)
+	}
+	return s.close()
+}
+
+// Sockets are the inodes of all of the member's sockets, placeholders too.
+func (m *Member) Sockets() []uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := m.inodesLocked()
+	for _, h := range m.holders {
+		all = append(all, h.inode)
+	}
+	return all
+}
+
+// Backlog waits until nothing is left at the member's sockets: see [AwaitBacklog].
+func (m *Member) Backlog(ctx context.Context) error {
+	m.mu.Lock()
+	var queues []Queue
+	for _, s := range m.sockets {
+		if s.gone {
+			continue
+		}
+		queues = append(queues, InodeQueue(m.addr.Network, m.addr.AddrPort.Port(), s.inode))
+	}
+	port := m.addr.AddrPort.Port()
+	m.mu.Unlock()
+	return AwaitBacklog(ctx, port, queues...)
+}

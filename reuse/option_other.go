@@ -1,0 +1,27 @@
+//go:build !linux
+
+package reuse
+
+import (
+	"net/netip"
+
+	"golang.org/x/net/bpf"
+)
+
+// Without steering a socket is what net makes it; a group's members share by the kernel's own
+// rule. The functions that only prepare or clean up do nothing, those that promise a landing
+// return ErrNoSteering.
+
+func closeGate(int, Address) error                   { return nil }
+func openGate(int, Address) error                    { return nil }
+func attach(int, []bpf.Instruction) error            { return ErrNoSteering }
+func hide(int) error                                 { return nil }
+func inode(int) (uint64, error)                      { return 0, ErrNoSteering }
+func newPlaceholder(Address, int) (int, error)       { return -1, ErrNoSteering }
+func closeFD(int)                                    {}
+func locate(Address) ([]uint64, error)               { return nil, ErrNoSteering }
+func population(Address) (int, error)                { return 0, ErrNoSteering }
+func bindProbe(int, Address) (netip.AddrPort, error) { return netip.AddrPort{}, ErrNoSteering }
+
+// Share returns ErrNoSteering.
+func Share(int, Address) error { return ErrNoSteering }

@@ -1,0 +1,3 @@
+package reuse
+
+const steering = true
