@@ -1,0 +1,56 @@
+// Package intercept starts a program so that its launcher sees every bind(2) of
+// a TCP or UDP socket before it happens, and holds the very socket while it
+// looks. That is how a program that never asked for SO_REUSEPORT comes to share
+// its port: the launcher sets the option on the socket, then lets the bind go on.
+//
+// The invariant: the program is unchanged. It makes the same system calls with
+// the same arguments on its own sockets and gets the same answers; what the
+// launcher holds is a copy of a descriptor for the length of one call, closed
+// before the program goes on. Two answers differ, and only these: a socket of
+// IPPROTO_MPTCP is refused with EPROTONOSUPPORT (steering cannot be attached to
+// one, and programs that ask for it fall back to TCP), and a bind that
+// [Options.Bind] refuses fails with the error it names.
+//
+// # How
+//
+// The launcher's own executable is started once more as a small step ([Main]).
+// The step installs a seccomp filter that turns bind(2) into a notification
+// (seccomp_unotify(2)), hands the descriptor for these notifications to the
+// launcher, and executes the program. So the filter is there before the
+// program's first instruction, works for static binaries, and is inherited by
+// all its threads and children. There are two ways to reach a socket:
+//
+//   - [Fetch]: at bind(2) the launcher takes a copy with pidfd_getfd(2). It needs
+//     ptrace access to the program: the same user with no more capabilities and
+//     a Yama setting below 2, or CAP_SYS_PTRACE; and a container's seccomp profile
+//     must let pidfd_getfd through (Docker's does with --cap-add SYS_PTRACE).
+//   - [Make]: at socket(2) the launcher makes the socket itself and puts it into
+//     the program. It needs no access at all, but a wake-up of the launcher for each
+//     IPv4 and IPv6 socket (5 to 30 µs), those of outgoing connections included,
+//     and the socket belongs to the launcher's user.
+//
+// # Limits
+//
+//   - This is no security boundary. The address is read from the program's
+//     memory, and the kernel reads it once more after the launcher's answer; a
+//     program that wants to can change it in between (seccomp_unotify(2), NOTES).
+//     Calls of another architecture (i386 and x32 on x86-64, 32-bit Arm on arm64)
+//     are let through untouched, and so is io_uring's bind.
+//   - When the launcher dies, or closes its [Tap], each later intercepted call of
+//     the program fails with ENOSYS. With Fetch these are its later binds; with
+//     Make all its later IPv4 and IPv6 sockets. Make is therefore chosen by itself
+//     only where the program ends with the launcher.
+//   - A process has at most one filter with notifications. Where one is in force
+//     already, Start returns [ErrNested].
+//   - Without CAP_SYS_ADMIN a filter needs no_new_privs, which takes setuid bits
+//     and file capabilities from what the program executes: [Tap.NoNewPrivs].
+//   - A process of the program that is not dumpable (prctl(2), PR_SET_DUMPABLE:
+//     its file cannot be read, or it changed its user) and a launcher without
+//     CAP_SYS_PTRACE: its binds go on untouched, with a warning in the log.
+//
+// Kernels: Fetch needs Linux 5.6 (pidfd_getfd), Make 5.9 (ADDFD), [Tap.Done] 5.9
+// (before, it is closed by Close only). Below 5.19 (WAIT_KILLABLE_RECV) a signal
+// during a bind makes the kernel start the call, and so the notification, anew:
+// Options.Bind can then be called twice for one bind. x86-64 and arm64 were
+// designed for; riscv64 has the same calls. Elsewhere only [Off] works.
+package intercept

@@ -1,0 +1,112 @@
+package intercept
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strconv"
+)
+
+// Mode is the way by which the launcher reaches the program's sockets.
+type Mode int
+
+const (
+	// Auto takes Fetch where it works. Else it takes Make, if Options.Made is
+	// set and the program ends with the launcher (Options.ParentDeath, or the
+	// launcher is PID 1). Else Start fails with ErrNoAccess.
+	Auto Mode = iota
+	// Fetch takes a copy of the socket at bind(2).
+	Fetch
+	// Make makes the program's sockets at socket(2).
+	Make
+	// Off starts the program without any filter.
+	Off
+)
+
+// String returns the mode's name in lower case.
+func (m Mode) String() string {
+	switch m {
+	case Auto:
+		return "auto"
+	case Fetch:
+		return "fetch"
+	case Make:
+		return "make"
+	case Off:
+		return "off"
+	}
+	return "Mode(" + strconv.Itoa(int(m)) + ")"
+}
+
+var (
+	// ErrNested says that a filter with notifications is in force already:
+	// that of an outer launcher, or of the container's runtime. A process can
+	// have only one.
+	ErrNested = errors.New("a seccomp filter with notifications is already in force, and there can be only one (is this inside another overlap run?)")
+	// ErrNoAccess says that the launcher may not read the program's memory or
+	// descriptors, and no other way was allowed. The text around it names what
+	// was refused.
+	ErrNoAccess = errors.New("no access to the program's sockets")
+)
+
+// Bind is a bind(2) that is about to happen.
+type Bind struct {
+	// PID is the process (the thread group), as the launcher sees it.
+	PID int
+	// Network is "tcp" or "udp".
+	Network string
+	// Addr is the address as the program gave it: a 4-in-6 address stays one,
+	// a link-local address has its interface's index as the zone. The port is
+	// never 0.
+	Addr netip.AddrPort
+	// Family is the socket's domain, AF_INET or AF_INET6.
+	Family int
+	// V6Only is the socket's IPV6_V6ONLY. It is not known in Make mode: false.
+	V6Only bool
+	// Socket is a copy of the program's socket. It is closed when the callback
+	// returns. Its file status flags are the program's own: do not change
+	// O_NONBLOCK. In Make mode it is nil: what was to be set was set in
+	// Options.Made.
+	Socket *os.File
+	// Inode is the socket's inode number, as in sock_diag and /proc/net.
+	Inode uint64
+	// UID is the user that the socket belongs to, as the launcher sees it.
+	UID int
+}
+
+// Options say what the launcher does at the program's calls. The zero value
+// refuses MPTCP sockets and does nothing else.
+type Options struct {
+	// Mode is the way, Auto by default.
+	Mode Mode
+	// Bind is called before a bind(2) of a TCP or UDP socket to a port that is
+	// not 0, from one goroutine at a time; the program waits for it. Of its
+	// errors, one that wraps a syscall.Errno makes the program's bind fail with
+	// it; others are logged, and the bind goes on. It must not call Close of
+	// the Tap. It can be nil. In Make mode it is called only where the launcher
+	// has access to the program's memory.
+	Bind func(Bind) error
+	// Make says which sockets the launcher makes, in Make mode: typ is
+	// SOCK_STREAM or SOCK_DGRAM, proto as the program asked. nil means all.
+	Make func(domain, typ, proto int) bool
+	// Made is called in Make mode with each socket that was made, before the
+	// program has it, from the same goroutine as Bind. socket is valid during
+	// the call only. Its errors are treated as Bind's.
+	Made func(socket *os.File, domain, typ int) error
+	// ParentDeath has the kernel kill the program (SIGKILL; not its children)
+	// when the launcher dies: prctl(2), PR_SET_PDEATHSIG. As that page says, it
+	// is the death of the thread that called Start; a goroutine that is locked
+	// to its thread must not end before the program does. A setuid program
+	// loses it.
+	ParentDeath bool
+	// Logger gets what could not be done, slog.Default() by default.
+	Logger *slog.Logger
+}
+
+func (o Options) logger() *slog.Logger {
+	if o.Logger != nil {
+		return o.Logger
+	}
+	return slog.Default()
+}
