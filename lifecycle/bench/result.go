@@ -169,7 +169,7 @@ func (t *tally) result() *Result {
 
 func (r *run) requestInWords() string {
 	if r.Network == "udp" {
-		return fmt.Sprintf("datagrams, %d bytes", sequenceSize+len(r.Body))
+		return "datagrams, " + plural(int64(sequenceSize+len(r.Body)), "byte")
 	}
 	scheme := ""
 	if r.TLS != nil {
@@ -178,7 +178,7 @@ func (r *run) requestInWords() string {
 	if len(r.Body) == 0 {
 		return fmt.Sprintf("%s%s %s", scheme, r.Method, r.Path)
 	}
-	return fmt.Sprintf("%s%s %s, %d bytes", scheme, r.Method, r.Path, len(r.Body))
+	return fmt.Sprintf("%s%s %s, %s", scheme, r.Method, r.Path, plural(int64(len(r.Body)), "byte"))
 }
 
 func (r *Result) countGenerations(byGen []int64) {
@@ -298,44 +298,52 @@ func (r *Result) latencyRows() []latencyRow {
 	return rows
 }
 
-// maxTableGenerations bounds the table's lines for a long run.
+// maxTableGenerations bounds the table's lines for a run of many generations.
 const maxTableGenerations = 12
 
 // Table returns the account as text for a terminal.
 func (r *Result) Table() string {
 	var b strings.Builder
+	facts := r.facts()
+	width := 0
+	for _, f := range facts {
+		width = max(width, len(f[1]))
+	}
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	for _, f := range r.facts() {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", f[0], f[1], f[2])
+	for _, f := range facts {
+		fmt.Fprintf(w, "%s\t%*s\t%s\n", f[0], width, f[1], f[2])
 	}
 	w.Flush()
 
 	b.WriteByte('\n')
+	// Numbers are aligned to the right; the first column is filled up to look aligned
+	// to the left.
+	const name = "%-20s"
 	w = tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "%-20s\tp50\tp99\tp99.9\tmax\trequests\t\n", "latency")
+	fmt.Fprintf(w, name+"\tp50\tp99\tp99.9\tmax\tanswered\t\n", "latency")
 	for _, row := range r.latencyRows() {
-		fmt.Fprintf(w, "%-20s\t%s\t%s\t%s\t%s\t%s\t\n", row.Name,
+		fmt.Fprintf(w, name+"\t%s\t%s\t%s\t%s\t%s\t\n", row.Name,
 			short(row.P50), short(row.P99), short(row.P999), short(row.Max), count(row.Count))
 	}
-	w.Flush()
-
 	if len(r.ByGeneration) > 0 && r.ByGeneration[0].Generation != "" {
-		b.WriteByte('\n')
-		w = tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintf(w, "%-20s\tanswered\t\n", "generation")
+		fmt.Fprintf(w, "\n"+name+"\tanswered\t\n", "generation")
 		for _, g := range r.generationRows(maxTableGenerations) {
-			fmt.Fprintf(w, "%-20s\t%s\t\n", g.Generation, count(g.Requests))
+			fmt.Fprintf(w, name+"\t%s\t\n", g.Generation, count(g.Requests))
 		}
-		w.Flush()
 	}
+	w.Flush()
 	lines := strings.Split(b.String(), "\n")
-	for i := range lines {
-		lines[i] = strings.TrimRight(lines[i], " ")
+	for i, line := range lines {
+		if i > len(facts) {
+			line = strings.TrimPrefix(line, "  ") // the padding before the first column
+		}
+		lines[i] = strings.TrimRight(line, " ")
 	}
 	return strings.Join(lines, "\n")
 }
 
-// generationRows returns ByGeneration in at most limit lines, those in the middle as one.
+// generationRows returns ByGeneration; if they are many more than limit, in that many
+// lines, with those in the middle as one.
 func (r *Result) generationRows(limit int) []GenerationResult {
 	all := slices.Clone(r.ByGeneration)
 	for i := range all {
@@ -343,7 +351,7 @@ func (r *Result) generationRows(limit int) []GenerationResult {
 			all[i].Generation = "not named"
 		}
 	}
-	if len(all) <= limit {
+	if len(all) <= limit+limit/2 {
 		return all
 	}
 	half := limit / 2
