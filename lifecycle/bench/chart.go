@@ -20,8 +20,10 @@ const (
 	areaHeight  = 180
 	belowPlot   = 44 // drain ends, time axis
 	maxColumns  = 229
-	maxLines    = 60 // marks that are drawn as lines; more are only ticks
-	maxLabels   = 30 // of marks
+	maxLines    = 100 // marks that are drawn as lines; more are only ticks
+	maxLabels   = 45  // generations that are named in their areas
+	maxPatterns = 60  // generations that are told apart by pattern
+	maxCrosses  = 60  // above areas
 	labelHeight = 13
 )
 
