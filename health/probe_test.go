@@ -206,6 +206,28 @@ func TestDial(t *testing.T) {
 	}
 }
 
+// A link-local address keeps its zone on the way to the dialer, and loses it in
+// the Host header.
+func TestHTTPZone(t *testing.T) {
+	srv := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Host != "[fe80::1]:80" {
+			http.Error(w, r.Host, http.StatusBadRequest)
+		}
+	})
+	for _, spec := range []string{"/", "http://[fe80::1%25lo]:80/"} {
+		target := Target{Addresses: []Address{{"tcp", "[fe80::1%lo]:80"}}}
+		target.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if addr != "[fe80::1%lo]:80" {
+				t.Errorf("%s dialled %s", spec, addr)
+			}
+			return new(net.Dialer).DialContext(ctx, "tcp", address(srv).Addr)
+		}
+		if err := check(t, mustParse(t, spec, Options{}), target); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestHTTPOverUnix(t *testing.T) {
 	dir, err := os.MkdirTemp("", "health")
 	if err != nil {

@@ -227,7 +227,10 @@ func (s *Socket) receive() {
 			return
 		}
 		if err != nil {
-			continue // of that one message: the socket has no connection to lose
+			// Of that one message, for there is no connection to lose. Should it
+			// be the kernel that is short of memory, it is not pressed.
+			time.Sleep(10 * time.Millisecond)
+			continue
 		}
 		m, descriptors := attached(oob[:oobn])
 		if flags&unix.MSG_TRUNC == 0 {

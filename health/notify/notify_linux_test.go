@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -77,4 +78,27 @@ func TestSendAbstract(t *testing.T) {
 	if n, err := conn.Read(buf); err != nil || string(buf[:n]) != "READY=1" {
 		t.Errorf("%q, %v", buf[:n], err)
 	}
+}
+
+// The real sender, which waits on a barrier until its message was handled.
+func TestSystemdNotify(t *testing.T) {
+	tool, err := exec.LookPath("systemd-notify")
+	if err != nil {
+		const why = "needs systemd-notify: apt-get install systemd"
+		if os.Getenv("OVERLAP_TEST_REQUIRE") == "1" {
+			t.Fatal(why)
+		}
+		t.Skip(why)
+	}
+	accept, messages := collect()
+	s := listen(t, filepath.Join(directory(t), "s"), accept)
+	cmd := exec.Command(tool, "--ready", "--status=all well")
+	cmd.Env = append(os.Environ(), s.Env())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("systemd-notify: %v: %s", err, out)
+	}
+	if m := receive(t, messages); !m.Ready() || m.Vars["STATUS"] != "all well" || m.Pid == 0 {
+		t.Errorf("got %+v", m)
+	}
+	receive(t, s.Ready())
 }
