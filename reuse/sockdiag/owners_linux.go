@@ -37,7 +37,7 @@ func Owners(inodes ...uint64) (map[uint64][]Owner, error) {
 		}
 		for _, d := range held {
 			if slices.Contains(inodes, d.inode) {
-				owners[d.inode] = append(owners[d.inode], Owner{PID: pid, Command: command(pid), FD: d.fd})
+				owners[d.inode] = append(owners[d.inode], Owner{PID: pid, Command: Command(pid), FD: d.fd})
 			}
 		}
 	}
@@ -110,12 +110,13 @@ func socketInode(link string) (uint64, bool) {
 	return inode, err == nil
 }
 
-// command is the process's name as ps shows it. A process names itself, so what
-// a terminal could act on is replaced.
-func command(pid int) string {
+// Command returns the kernel's name of a process (comm, at most 15 bytes), as ps
+// shows it, and "" when there is no such process. A process names itself, so what a
+// terminal could act on is replaced by question marks.
+func Command(pid int) string {
 	name, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
 	if err != nil {
-		return "?"
+		return ""
 	}
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

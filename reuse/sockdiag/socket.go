@@ -76,7 +76,12 @@ type Owner struct {
 }
 
 // String says the owner in words: "nginx (pid 12)".
-func (o Owner) String() string { return fmt.Sprintf("%s (pid %d)", o.Command, o.PID) }
+func (o Owner) String() string {
+	if o.Command == "" {
+		return fmt.Sprintf("pid %d", o.PID)
+	}
+	return fmt.Sprintf("%s (pid %d)", o.Command, o.PID)
+}
 
 // UnixSocket is what the kernel says of one unix socket.
 type UnixSocket struct {

@@ -1,0 +1,288 @@
+package reuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"overlap/reuse/sockdiag"
+)
+
+// ErrNoProof means that the kernel, the platform or a sandbox does not tell what
+// listeners still hold. The caller can only wait a fixed time instead, and should
+// say so.
+var ErrNoProof = errors.New("what listeners still hold cannot be seen")
+
+const (
+	// What was on its way into a listener at the switch, on another CPU, stands in
+	// the kernel's tables after a few milliseconds.
+	backlogSettle = 3 * time.Millisecond
+
+	// A process that connects to a unix socket can lose the CPU between finding the
+	// listener and joining its queue, which a handshake in the kernel cannot.
+	backlogSettleLocal = 20 * time.Millisecond
+
+	// A dump can miss a socket while others come and go, so absence counts only
+	// when it is seen several times, with so much time between.
+	backlogConfirmations = 3
+	backlogConfirmEvery  = time.Millisecond
+
+	backlogPollMin = time.Millisecond
+	backlogPollMax = 20 * time.Millisecond
+)
+
+// Queue tells what waits in one listener to be accepted or read.
+//
+// Len returns how many connections wait in a stream listener's accept queue, or
+// for a datagram socket how much memory (bytes) unread datagrams take, empty ones
+// included; 0 means none. known is false when the listener does not exist any
+// more, so there is nothing to wait for. An error wraps [ErrNoProof].
+//
+// The queues of this package are safe for concurrent use.
+type Queue interface {
+	Len() (n int, known bool, err error)
+}
+
+// InodeQueue returns the queue of any process's listener, by sock_diag. proto is
+// "tcp", "udp" (or with 4 or 6 behind it) or "unix", which has no port. A dump can
+// miss a listener while others come and go: only one that is absent several
+// times, a millisecond apart, is taken to be gone.
+func InodeQueue(proto string, port uint16, inode uint64) Queue {
+	return inodeQueue{proto: proto, port: port, inode: inode}
+}
+
+type inodeQueue struct {
+	proto string
+	port  uint16
+	inode uint64
+}
+
+func (q inodeQueue) Len() (int, bool, error) {
+	diag, err := sockdiag.Open()
+	if err != nil {
+		return 0, false, noProof(err)
+	}
+	defer diag.Close()
+	if q.proto == "unix" {
+		return unixQueueLen(diag, q.inode)
+	}
+	list := diag.Listeners
+	switch strings.TrimRight(q.proto, "46") {
+	case "tcp":
+	case "udp":
+		list = diag.Datagrams
+	default:
+		return 0, false, noProof(fmt.Errorf("read a queue: unknown protocol %q", q.proto))
+	}
+	return q.find(list)
+}
+
+// find looks for the inode in several lists before it counts as gone.
+func (q inodeQueue) find(list func(port uint16) ([]sockdiag.Socket, error)) (int, bool, error) {
+	for try := range 1 + backlogConfirmations {
+		if try > 0 {
+			time.Sleep(backlogConfirmEvery)
+		}
+		found, err := list(q.port)
+		if err != nil {
+			return 0, false, noProof(err)
+		}
+		for _, s := range found {
+			if s.Inode == q.inode {
+				return int(s.RQueue), true, nil
+			}
+		}
+	}
+	return 0, false, nil
+}
+
+// handshakes reports whether connections of this queue begin half-open.
+func (q inodeQueue) handshakes() bool { return strings.HasPrefix(q.proto, "tcp") }
+
+func noProof(err error) error {
+	if errors.Is(err, ErrNoProof) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrNoProof, err)
+}
+
+// AwaitBacklog returns nil once it is proven that nothing is left in listeners
+// that get no new connections any more: call it after the switch. Meanwhile
+// somebody must go on accepting.
+//
+// The proof: a few milliseconds after the call take the set of half-open
+// connections of the port; wait until each of them is gone; then wait until every
+// queue is empty. The order matters, because a connection leaves the first state
+// only for the second. The kernel does not say which listener a half-open
+// connection will go to, so all of the port are waited for; what comes after the
+// set was taken belongs to the new listener. One can live 63 s where its client is
+// silent (tcp_synack_retries), or as long as TCP_DEFER_ACCEPT says, so ctx should
+// have a deadline. SYN cookies need nothing: the steering decides where their
+// connection goes when the last ACK comes.
+//
+// UDP and unix queues have no handshake; when all are such, or port is 0, only
+// the queues are waited for.
+//
+// The error wraps [ErrNoProof] when the kernel does not tell, else ctx's error,
+// and says what was left.
+func AwaitBacklog(ctx context.Context, port uint16, queues ...Queue) error {
+	a := backlogWait{ctx: ctx, open: openHalfOpen, sleep: backlogSleep}
+	return a.wait(port, queues)
+}
+
+// halfOpener is what AwaitBacklog needs of sock_diag.
+type halfOpener interface {
+	HalfOpen(port uint16) ([]sockdiag.Socket, error)
+	Close() error
+}
+
+func openHalfOpen() (halfOpener, error) { return sockdiag.Open() }
+
+// backlogWait is one wait, with what touches the system in its fields.
+type backlogWait struct {
+	ctx   context.Context
+	open  func() (halfOpener, error)
+	sleep func(context.Context, time.Duration) error
+}
+
+// handshake identifies a half-open connection: address pairs return with a
+// client's next attempt, cookies never.
+type handshake struct {
+	local, remote netip.AddrPort
+	cookie        uint64
+}
+
+func (a *backlogWait) wait(port uint16, queues []Queue) error {
+	settle := backlogSettle
+	if slices.ContainsFunc(queues, func(q Queue) bool { return !hasHandshakes(q) }) {
+		settle = backlogSettleLocal
+	}
+	if err := a.sleep(a.ctx, settle); err != nil {
+		return fmt.Errorf("wait for what listeners hold: %w", err)
+	}
+	if port != 0 && (len(queues) == 0 || slices.ContainsFunc(queues, hasHandshakes)) {
+		if err := a.halfOpen(port); err != nil {
+			return fmt.Errorf("wait for half-open connections of port %d: %w", port, err)
+		}
+	}
+	if err := a.empty(queues); err != nil {
+		return fmt.Errorf("wait for what listeners hold: %w", err)
+	}
+	return nil
+}
+
+// hasHandshakes reports whether a queue may belong to TCP: one of the caller's own
+// making may.
+func hasHandshakes(q Queue) bool {
+	k, ok := q.(interface{ handshakes() bool })
+	return !ok || k.handshakes()
+}
+
+// halfOpen takes the set of half-open connections and waits until each is gone.
+func (a *backlogWait) halfOpen(port uint16) error {
+	diag, err := a.open()
+	if err != nil {
+		return noProof(err)
+	}
+	defer diag.Close()
+
+	// The set is what several dumps show together, as a single one may miss some.
+	absences := map[handshake]int{}
+	for range backlogConfirmations {
+		found, err := a.handshakes(diag, port)
+		if err != nil {
+			return err
+		}
+		for h := range found {
+			absences[h] = 0
+		}
+		if err := a.sleep(a.ctx, backlogConfirmEvery); err != nil {
+			return fmt.Errorf("%w with %d left", err, len(absences))
+		}
+	}
+	for pause := backlogPollMin; len(absences) > 0; {
+		found, err := a.handshakes(diag, port)
+		if err != nil {
+			return err
+		}
+		wait := pause
+		if countAbsences(absences, found) {
+			wait = backlogConfirmEvery
+		}
+		if len(absences) == 0 {
+			break
+		}
+		if err := a.sleep(a.ctx, wait); err != nil {
+			return fmt.Errorf("%w with %d left", err, len(absences))
+		}
+		pause = min(2*pause, backlogPollMax)
+	}
+	return nil
+}
+
+func (a *backlogWait) handshakes(diag halfOpener, port uint16) (map[handshake]bool, error) {
+	sockets, err := diag.HalfOpen(port)
+	if err != nil {
+		return nil, noProof(err)
+	}
+	found := make(map[handshake]bool, len(sockets))
+	for _, s := range sockets {
+		found[handshake{local: s.Local, remote: s.Remote, cookie: s.Cookie}] = true
+	}
+	return found, nil
+}
+
+// countAbsences removes what was not seen several times in a row, and reports
+// whether any is on its way there.
+func countAbsences(absences map[handshake]int, found map[handshake]bool) (pending bool) {
+	for h, n := range absences {
+		switch {
+		case found[h]:
+			absences[h] = 0
+		case n+1 >= backlogConfirmations:
+			delete(absences, h)
+		default:
+			absences[h] = n + 1
+			pending = true
+		}
+	}
+	return pending
+}
+
+// empty waits until each queue was seen empty once: nothing new can come into it.
+func (a *backlogWait) empty(queues []Queue) error {
+	for pause := backlogPollMin; ; pause = min(2*pause, backlogPollMax) {
+		var left []Queue
+		for _, q := range queues {
+			n, known, err := q.Len()
+			if err != nil {
+				return noProof(err)
+			}
+			if known && n > 0 {
+				left = append(left, q)
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		queues = left
+		if err := a.sleep(a.ctx, pause); err != nil {
+			return fmt.Errorf("%w with %d queues not empty", err, len(left))
+		}
+	}
+}
+
+func backlogSleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}

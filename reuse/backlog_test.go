@@ -1,0 +1,141 @@
+package reuse
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"overlap/reuse/sockdiag"
+)
+
+// backlogFake stands in for the kernel: each dump of half-open connections and
+// each queue is scripted, and no time passes.
+type backlogFake struct {
+	dumps  [][]uint64 // cookies, the last one stays
+	asked  int
+	queue  []int // lengths, the last one stays
+	looked int
+	sleeps int
+	events []string
+	failed error
+}
+
+func (f *backlogFake) HalfOpen(port uint16) ([]sockdiag.Socket, error) {
+	f.events = append(f.events, "half-open")
+	if f.failed != nil {
+		return nil, f.failed
+	}
+	cookies := f.dumps[min(f.asked, len(f.dumps)-1)]
+	f.asked++
+	var found []sockdiag.Socket
+	for _, c := range cookies {
+		found = append(found, sockdiag.Socket{Cookie: c, Local: netip.MustParseAddrPort("127.0.0.1:80")})
+	}
+	return found, nil
+}
+
+func (f *backlogFake) Close() error { return nil }
+
+func (f *backlogFake) Len() (int, bool, error) {
+	f.events = append(f.events, "queue")
+	n := f.queue[min(f.looked, len(f.queue)-1)]
+	f.looked++
+	return n, true, nil
+}
+
+func (f *backlogFake) wait(ctx context.Context, limit int) error {
+	w := backlogWait{
+		ctx:  ctx,
+		open: func() (halfOpener, error) { return f, nil },
+		sleep: func(ctx context.Context, _ time.Duration) error {
+			if f.sleeps++; f.sleeps > limit {
+				return context.DeadlineExceeded
+			}
+			return ctx.Err()
+		},
+	}
+	return w.wait(80, []Queue{f})
+}
+
+func TestBacklogRules(t *testing.T) {
+	const enough = 1000
+	forever := func(cookies ...uint64) [][]uint64 { return [][]uint64{cookies} }
+	for _, tt := range []struct {
+		name  string
+		fake  backlogFake
+		left  string // "" for a proof
+		asked int    // dumps at least
+	}{
+		{"nothing", backlogFake{dumps: forever(), queue: []int{0}}, "", 3},
+		{"stays half-open", backlogFake{dumps: forever(1, 2), queue: []int{0}}, "2 left", 3},
+		{"seen by one of the first dumps only, then always",
+			backlogFake{dumps: [][]uint64{{}, {1}, {}, {1}}, queue: []int{0}}, "1 left", 3},
+		{"missed by two dumps", backlogFake{dumps: [][]uint64{{1}, {1}, {1}, {}, {}, {1}}, queue: []int{0}}, "1 left", 6},
+		{"gone from three", backlogFake{dumps: [][]uint64{{1}, {1}, {1}, {}, {}, {}, {1}}, queue: []int{0}}, "", 6},
+		{"another connection comes after", backlogFake{dumps: [][]uint64{{1}, {1}, {1}, {2}}, queue: []int{0}}, "", 6},
+		{"queue stays", backlogFake{dumps: forever(), queue: []int{3}}, "1 queues not empty", 3},
+		{"queue drains", backlogFake{dumps: forever(), queue: []int{3, 1, 0}}, "", 3},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			err := tt.fake.wait(t.Context(), enough)
+			if (tt.left == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tt.left) {
+				t.Errorf("got %v, want %q", err, tt.left)
+			}
+			if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%v does not wrap the context's error", err)
+			}
+			if tt.fake.asked < tt.asked {
+				t.Errorf("asked %d times, want %d", tt.fake.asked, tt.asked)
+			}
+			if err == nil {
+				last := strings.LastIndex(strings.Join(tt.fake.events, " "), "half-open")
+				first := strings.Index(strings.Join(tt.fake.events, " "), "queue")
+				if first < last {
+					t.Errorf("a queue was read before the last half-open connection was gone: %v", tt.fake.events)
+				}
+			}
+		})
+	}
+}
+
+func TestBacklogNoProof(t *testing.T) {
+	f := &backlogFake{failed: errors.New("refused by a sandbox"), queue: []int{0}}
+	err := f.wait(t.Context(), 100)
+	if !errors.Is(err, ErrNoProof) || !errors.Is(err, f.failed) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestBacklogCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := AwaitBacklog(ctx, 1); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A dump that misses the listener while others come and go is asked again.
+func TestBacklogInodeQueueAsksAgain(t *testing.T) {
+	here := []sockdiag.Socket{{Inode: 7, RQueue: 2}}
+	for missed, known := range map[int]bool{0: true, 1: true, 3: true, 4: false} {
+		asked := 0
+		n, got, err := inodeQueue{proto: "tcp", port: 80, inode: 7}.find(func(uint16) ([]sockdiag.Socket, error) {
+			if asked++; asked <= missed {
+				return nil, nil
+			}
+			return here, nil
+		})
+		if err != nil || got != known || known != (n == 2) {
+			t.Errorf("missed by %d dumps: %d, %v, %v", missed, n, got, err)
+		}
+	}
+}
+
+func TestBacklogUnknownProtocol(t *testing.T) {
+	if _, _, err := InodeQueue("sctp", 1, 1).Len(); !errors.Is(err, ErrNoProof) {
+		t.Errorf("got %v", err)
+	}
+}
