@@ -18,7 +18,7 @@ const (
 	plotTop     = 26 // above it: switches
 	heatHeight  = 330
 	areaHeight  = 180
-	belowPlot   = 44 // drain ends, time axis
+	belowPlot   = 48 // drain ends, time axis
 	maxColumns  = 229
 	maxLines    = 100 // marks that are drawn as lines; more are only ticks
 	maxLabels   = 45  // generations that are named in their areas
@@ -244,7 +244,7 @@ func (c *chart) drawMarks(s *svg, bottom float64) {
 		}
 		line := func(style string) {
 			if lines {
-				s.f(`<path d="M%.1f %dV%.1f" stroke="#111" stroke-width="1" %s/>`, x, plotTop, bottom, style)
+				s.f(`<path d="M%.1f %dV%.1f" stroke="#111" stroke-width=".9" stroke-opacity=".6" %s/>`, x, plotTop, bottom, style)
 			}
 		}
 		label := ""

@@ -318,7 +318,7 @@ func (r *Result) Table() string {
 	b.WriteByte('\n')
 	// Numbers are aligned to the right; the first column is filled up to look aligned
 	// to the left.
-	const name = "%-20s"
+	const name = "%-19s"
 	w = tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(w, name+"\tp50\tp99\tp99.9\tmax\tanswered\t\n", "latency")
 	for _, row := range r.latencyRows() {
