@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestExec(t *testing.T) {
@@ -68,8 +69,11 @@ func holders(t *testing.T) (path string, open func() (gone func())) {
 			t.Fatal(err)
 		}
 		return func() {
-			io.Copy(io.Discard, f)
-			f.Close()
+			defer f.Close()
+			f.SetReadDeadline(time.Now().Add(patience))
+			if _, err := io.Copy(io.Discard, f); err != nil {
+				t.Errorf("a process is left: %v", err)
+			}
 		}
 	}
 }
@@ -77,7 +81,7 @@ func holders(t *testing.T) (path string, open func() (gone func())) {
 // At the time-out the command dies, and its children with it.
 func TestExecKillsGroup(t *testing.T) {
 	path, open := holders(t)
-	spec := mustParse(t, `exec:sh -c 'exec 3>"$FIFO"; echo working; sleep 1000 & sleep 1000'`, Options{})
+	spec := mustParse(t, `exec:sh -c '(exec 3>"$FIFO"; exec sleep 1000) & wait'`, Options{})
 	ctx, cancel := context.WithCancelCause(t.Context())
 	result := make(chan error, 1)
 	go func() { result <- spec.Check(ctx, Target{Env: []string{"FIFO=" + path, "PATH=" + os.Getenv("PATH")}}) }()

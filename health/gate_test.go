@@ -171,8 +171,9 @@ func TestGateGone(t *testing.T) {
 					}
 				}
 				s := &script{steps: []func(context.Context) error{func(ctx context.Context) error {
-					dead.Store(true)
-					close(gone)
+					if dead.CompareAndSwap(false, true) {
+						close(gone)
+					}
 					return after(ctx)
 				}}}
 				g := fast
