@@ -89,9 +89,9 @@ func (a Address) String() string {
 // Is4 reports whether sockets on the address are IPv4 sockets.
 func (a Address) Is4() bool { return a.AddrPort.Addr().Is4() }
 
-// network is the network that makes net bind exactly this address: "tcp" on [::] is
+// Net is the network that makes package net bind exactly this address: "tcp" on [::] is
 // dual-stack, every other is of one family.
-func (a Address) network() string {
+func (a Address) Net() string {
 	switch {
 	case a.Is4():
 		return a.Network + "4"

@@ -42,7 +42,7 @@ func (m *Member) Listen(ctx context.Context) (*Listener, error) {
 	lc := net.ListenConfig{Control: control(a)}
 	// The program can't be attached to an MPTCP socket, Go's default.
 	lc.SetMultipathTCP(false)
-	ln, err := lc.Listen(ctx, a.network(), a.String())
+	ln, err := lc.Listen(ctx, a.Net(), a.String())
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", a, explain(err))
 	}
@@ -63,7 +63,7 @@ func (m *Member) ListenPacket(ctx context.Context) (*PacketConn, error) {
 		return nil, fmt.Errorf("listen on %s %s: not a datagram address", a.Network, a)
 	}
 	lc := net.ListenConfig{Control: control(a)}
-	pc, err := lc.ListenPacket(ctx, a.network(), a.String())
+	pc, err := lc.ListenPacket(ctx, a.Net(), a.String())
 	if err != nil {
 		return nil, fmt.Errorf("listen on udp %s: %w", a, explain(err))
 	}

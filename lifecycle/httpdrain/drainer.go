@@ -140,6 +140,10 @@ func (d *Drainer) serve(ln net.Listener, serve func(net.Listener) error) error {
 // header is the handler's business. Nothing is closed that would not close by this.
 func (d *Drainer) Announce() { d.announced.Store(true) }
 
+// Resume takes [Drainer.Announce] back: the server goes on. It is too late for it once
+// [Drainer.Drain] was called.
+func (d *Drainer) Resume() { d.announced.Store(false) }
+
 // RegisterOnDrain has f called, in a goroutine of its own, when a drain begins, or at
 // once if it has begun. It is the place to tell hijacked connections to end; f need
 // not wait for them.

@@ -40,7 +40,7 @@ func TestTree(t *testing.T) {
 	}
 	// A shell, a shell below it, and the test binary below that; each says who it is.
 	cmd := exec.Command(sh, "-c", `echo $$; sh -c 'echo $$; "$0"; exit' "$0"; exit`, os.Args[0])
-	cmd.Env = append(os.Environ(), "PROCESS_TEST_CHILD=1")
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "PROCESS_TEST_CHILD=1")
 	stdin, _ := cmd.StdinPipe()
 	stdout, _ := cmd.StdoutPipe()
 	if err := cmd.Start(); err != nil {

@@ -43,7 +43,7 @@ func start(t *testing.T, args ...string) *child {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, args...)
-	cmd.Env = append(os.Environ(), "PROCESS_TEST_CHILD=1")
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "PROCESS_TEST_CHILD=1")
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,170 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	reuseport "github.com/libp2p/go-reuseport"
+
+	"overlap/health/notify"
+	"overlap/lifecycle/control"
+	"overlap/lifecycle/process"
+	"overlap/reuse"
+)
+
+// envOwner names the control socket of the launcher that speaks for this process.
+const envOwner = "OVERLAP_OWNER"
+
+// guest is a generation whose owner is the launcher that started the process: it listens, says
+// READY=1, drains on SIGTERM, and leaves everything else to the launcher. So there is one steering
+// hand for each service.
+type guest struct {
+	number  int
+	now     atomic.Value // State
+	packets []net.PacketConn
+	lns     []net.Listener
+	unix    []*reuse.UnixListener
+}
+
+// findGuest returns nil where no launcher speaks for this process. It believes the launcher, not
+// an inherited variable: the process at the other end of the socket must be an ancestor.
+func findGuest(ctx context.Context) *guest {
+	path := os.Getenv(envOwner)
+	number, err := strconv.Atoi(os.Getenv("OVERLAP_GENERATION"))
+	if path == "" || err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	status, err := control.Dial(path).Status(ctx)
+	if err != nil || len(status.Generations) != 1 {
+		return nil
+	}
+	if g := status.Generations[0]; g.Generation != number || g.State != Starting || !ancestor(g.Owner) {
+		return nil
+	}
+	g := &guest{number: number}
+	g.now.Store(Starting)
+	return g
+}
+
+// ancestor reports whether pid is this process's parent, or a parent's parent.
+func ancestor(pid int) bool {
+	for p := os.Getppid(); p > 0; p = process.Parent(p) {
+		if p == pid {
+			return true
+		}
+	}
+	return false
+}
+
+func (g *guest) state() State { return g.now.Load().(State) }
+
+// listen opens an ordinary listener that shares its port; the launcher sees to the rest.
+func (g *guest) listen(ctx context.Context, network, addr string) (net.Listener, error) {
+	if network == "unix" {
+		l, err := reuse.ListenUnix(ctx, addr, sibling)
+		if err != nil {
+			return nil, err
+		}
+		g.unix = append(g.unix, l)
+		return l, nil
+	}
+	a, err := reuse.ParseAddress(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	lc := net.ListenConfig{Control: reuseport.Control}
+	lc.SetMultipathTCP(false)
+	ln, err := lc.Listen(ctx, a.Net(), a.String())
+	if err != nil {
+		return nil, err
+	}
+	g.lns = append(g.lns, ln)
+	return ln, nil
+}
+
+func (g *guest) listenPacket(ctx context.Context, network, addr string) (net.PacketConn, error) {
+	a, err := reuse.ParseAddress(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	lc := net.ListenConfig{Control: reuseport.Control}
+	pc, err := lc.ListenPacket(ctx, a.Net(), a.String())
+	if err != nil {
+		return nil, err
+	}
+	g.packets = append(g.packets, pc)
+	return pc, nil
+}
+
+// sibling reports whether a unix listener belongs to a process of the same launcher.
+func sibling(ino uint64) bool {
+	owners, err := reuse.Holders(ino)
+	if err != nil {
+		return false
+	}
+	for _, pid := range owners {
+		if process.Parent(pid) == os.Getppid() {
+			return true
+		}
+	}
+	return false
+}
+
+// runGuest is Run under a launcher.
+func (g *Generation) runGuest(ctx context.Context, sig *signals) error {
+	signal.Ignore(syscall.SIGHUP, syscall.SIGUSR2)
+	g.servers.start()
+	if g.opt.BeforeReady != nil {
+		if err := g.opt.BeforeReady(); err != nil {
+			return fmt.Errorf("before ready: %w", err)
+		}
+	}
+	for _, l := range g.guest.unix {
+		if err := l.Publish(); err != nil {
+			return err
+		}
+	}
+	if err := notify.Send("READY=1\nX_OVERLAP_DRAINS=1"); err != nil {
+		return fmt.Errorf("tell the launcher: %w", err)
+	}
+	g.guest.now.Store(Serving)
+	var failure error
+	select {
+	case <-sig.stops:
+	case <-ctx.Done():
+	case <-g.stopping:
+	case failure = <-g.servers.failed:
+	}
+	g.guest.now.Store(Draining)
+	ctx, cancel := context.WithTimeout(context.Background(), g.opt.DrainTimeout)
+	defer cancel()
+	(*body)(g).Announce()
+	g.servers.closing()
+	for _, ln := range g.guest.lns {
+		ln.Close()
+	}
+	for _, pc := range g.guest.packets {
+		pc.Close()
+	}
+	for _, l := range g.guest.unix {
+		l.Close()
+	}
+	r := (*body)(g).Finish(ctx)
+	if g.opt.AfterDrain != nil {
+		g.opt.AfterDrain(r)
+	}
+	if r.Cut > 0 {
+		failure = errors.Join(failure, fmt.Errorf("drain: %d connections: %w", r.Cut, ErrCut))
+	}
+	return failure
+}

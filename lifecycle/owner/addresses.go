@@ -1,0 +1,185 @@
+package owner
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"overlap/reuse"
+)
+
+// Member returns the generation's member of the group of an address: the same for the same
+// address. Strangers on the port are refused, and the serving generation readies its group.
+func (o *Owner) Member(ctx context.Context, a reuse.Address) (*reuse.Member, error) {
+	if m := o.member(a.Network, a.String()); m != nil && a.AddrPort.Port() != 0 {
+		return m, nil
+	}
+	joined := &address{member: reuse.Open(a, o.cfg.UID)}
+	if a.AddrPort.Port() != 0 {
+		shared, err := o.compare(a)
+		if err != nil {
+			return nil, err
+		}
+		if err := o.refuseStrangers(ctx, a); err != nil {
+			return nil, err
+		}
+		if shared != nil {
+			joined.serves, joined.joined = shared.Inodes, true
+			if err := o.predecessor.reserve(ctx, a); err != nil {
+				return nil, err
+			}
+		}
+	}
+	o.mu.Lock()
+	o.addresses = append(o.addresses, joined)
+	o.mu.Unlock()
+	return joined.member, nil
+}
+
+// member is the member of an address, or nil.
+func (o *Owner) member(network, addr string) *reuse.Member {
+	for _, m := range o.Members() {
+		if a := m.Address(); a.Network == network && a.String() == addr {
+			return m
+		}
+	}
+	return nil
+}
+
+// Unix opens a unix socket at path; the name appears at the switch.
+func (o *Owner) Unix(ctx context.Context, path string) (*reuse.UnixListener, error) {
+	var mine []uint64
+	if p := o.predecessor; p != nil {
+		for _, l := range p.listeners {
+			if l.Network == "unix" && l.Address == path {
+				mine = l.Inodes
+			}
+		}
+	}
+	l, err := reuse.ListenUnix(ctx, path, func(ino uint64) bool { return slices.Contains(mine, ino) })
+	if err != nil {
+		return nil, err
+	}
+	o.mu.Lock()
+	o.addresses = append(o.addresses, &address{unix: l, path: path, joined: len(mine) > 0})
+	o.mu.Unlock()
+	return l, nil
+}
+
+// compare finds the predecessor's listener on the same address. On one port addresses are
+// equal or disjoint: the kernel picks a group by how specific its address is, before any
+// program runs.
+func (o *Owner) compare(a reuse.Address) (*listener, error) {
+	if o.predecessor == nil {
+		return nil, nil
+	}
+	for i, l := range o.predecessor.listeners {
+		if l.Network != a.Network {
+			continue
+		}
+		b, err := reuse.ParseAddress(context.Background(), l.Network, l.Address)
+		if err != nil {
+			continue
+		}
+		b.V6Only = l.V6Only
+		equal, overlap := reuse.Overlaps(a.AddrPort, b.AddrPort, a.V6Only, b.V6Only)
+		switch {
+		case equal:
+			return &o.predecessor.listeners[i], nil
+		case overlap:
+			return nil, fmt.Errorf("%w: %s and %s of generation %d", ErrOverlap, a, b, o.predecessor.number)
+		}
+	}
+	return nil, nil
+}
+
+// refuseStrangers returns an error for a listener that clients of the address might reach and
+// that is no generation's of this service.
+func (o *Owner) refuseStrangers(ctx context.Context, a reuse.Address) error {
+	there, err := reuse.Listening(a.Network, a.AddrPort.Port())
+	if err != nil {
+		// Without a way to see them the kernel's own refusal remains.
+		o.log.Debug("listeners can't be listed", "error", err)
+		return nil
+	}
+	var known []uint64
+	for _, s := range there {
+		_, overlap := reuse.Overlaps(a.AddrPort, s.Address, a.V6Only, s.V6Only)
+		if !overlap || o.mine(s) {
+			continue
+		}
+		if known == nil {
+			known = o.known(ctx)
+		}
+		if !slices.Contains(known, s.Inode) {
+			return &StrangerError{s}
+		}
+	}
+	return nil
+}
+
+// mine reports whether a listener is one of this generation's own.
+func (o *Owner) mine(s reuse.Stranger) bool {
+	return slices.ContainsFunc(o.Members(), func(m *reuse.Member) bool {
+		return slices.Contains(m.Sockets(), s.Inode)
+	})
+}
+
+// known are the inodes of the sockets of all generations that live, asked of their owners.
+func (o *Owner) known(ctx context.Context) []uint64 {
+	known := []uint64{0}
+	if p := o.predecessor; p != nil {
+		for _, l := range p.listeners {
+			known = append(append(known, l.Inodes...), l.Sockets...)
+		}
+	}
+	records, _ := o.dir.Generations()
+	for _, r := range records {
+		if r.Generation == o.number {
+			continue
+		}
+		for _, l := range r.Listeners {
+			known = append(known, l.Inodes...)
+		}
+		if o.dir.Owned(r.Generation) {
+			known = append(known, o.ask(ctx, r.Generation)...)
+		}
+	}
+	return known
+}
+
+// Addresses are the generation's addresses, as a network and an address to dial.
+func (o *Owner) Addresses() [][2]string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var all [][2]string
+	for _, a := range o.addresses {
+		if a.unix != nil {
+			all = append(all, [2]string{"unix", a.path})
+			continue
+		}
+		at := a.member.Address()
+		all = append(all, [2]string{at.Network, at.Local().String()})
+	}
+	return all
+}
+
+// listeners describes the generation's addresses as they are now.
+func (o *Owner) listeners() []listener {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var all []listener
+	for _, a := range o.addresses {
+		if a.unix != nil {
+			all = append(all, listener{Network: "unix", Address: a.path, Inodes: []uint64{a.unix.Inode()}})
+			continue
+		}
+		at := a.member.Address()
+		if at.AddrPort.Port() == 0 {
+			continue
+		}
+		all = append(all, listener{Network: at.Network, Address: at.String(), V6Only: at.V6Only, UID: o.cfg.UID,
+			Inodes: a.member.Inodes(), Sockets: a.member.Sockets()})
+	}
+	return all
+}

@@ -1,0 +1,109 @@
+package owner
+
+import (
+	"context"
+	"time"
+
+	"overlap/lifecycle/control"
+	"overlap/lifecycle/state"
+)
+
+// backend answers the control API.
+type backend Owner
+
+func (b *backend) Status(context.Context) (control.Status, error) {
+	o := (*Owner)(b)
+	return o.Status(), nil
+}
+
+// Status describes the generation.
+func (o *Owner) Status() control.Status {
+	listeners := o.listeners()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	g := control.Generation{Generation: o.number, PID: o.record.Owner.PID, State: o.record.State,
+		Connections: o.cfg.Body.Connections(), Started: o.record.Started, Switched: o.record.Switched,
+		Command: o.record.Command}
+	if o.cfg.Launched {
+		g.Owner, g.PID = g.PID, 0
+		if o.record.Program != nil {
+			g.PID = o.record.Program.PID
+		}
+	}
+	for _, l := range listeners {
+		g.Listeners = append(g.Listeners, l.shown())
+		g.Sockets = append(append(g.Sockets, l.Inodes...), l.Sockets...)
+	}
+	return control.Status{Service: o.cfg.Name, Generations: []control.Generation{g}}
+}
+
+// ask returns the sockets of another generation of the service, as its owner tells them.
+func (o *Owner) ask(ctx context.Context, generation int) []uint64 {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	s, err := control.Dial(o.dir.SocketPath(generation)).Status(ctx)
+	if err != nil {
+		return nil
+	}
+	var all []uint64
+	for _, g := range s.Generations {
+		all = append(all, g.Sockets...)
+	}
+	return all
+}
+
+// shown is the address as status shows it.
+func (l listener) shown() string {
+	if l.Network == "tcp" {
+		return l.Address
+	}
+	return l.Network + ":" + l.Address
+}
+
+func (b *backend) Reload(ctx context.Context, req control.ReloadRequest, emit func(control.Event)) {
+	out := (*Owner)(b).Reload(ctx, req, func(e control.Event) {
+		if e.Kind != control.KindFailed { // the outcome says it
+			emit(e)
+		}
+	})
+	kind := control.KindSwitched
+	switch {
+	case out.Outcome != control.OutcomeSwitched:
+		kind = control.KindFailed
+	case req.Wait == control.WaitDrained:
+		kind = control.KindDrained
+	}
+	emit(control.Event{Kind: kind, Generation: out.To, Text: out.Reason, Final: true, Outcome: &out})
+}
+
+func (b *backend) Stop(ctx context.Context, req control.StopRequest, emit func(control.Event)) {
+	o := (*Owner)(b)
+	select {
+	case o.stops <- req:
+	default: // one is enough
+	}
+	began := time.Now()
+	emit(control.Event{Kind: control.KindMessage, Generation: o.number, Text: "draining"})
+	select {
+	case <-o.drained:
+	case <-ctx.Done():
+	}
+	emit(control.Event{Kind: control.KindDrained, Generation: o.number, Final: true, Outcome: &control.Outcome{
+		Service: o.cfg.Name, From: o.number, Outcome: control.OutcomeStopped, TotalMS: milliseconds(time.Since(began))}})
+}
+
+func (b *backend) Session(ctx context.Context, s *control.Session) { (*Owner)(b).serveSession(ctx, s) }
+
+// recordedLocked is recorded with o.mu held.
+func (o *Owner) recordedLocked() []state.Listener {
+	var all []state.Listener
+	for _, a := range o.addresses {
+		if a.unix != nil {
+			all = append(all, state.Listener{Network: "unix", Address: a.path, Inodes: []uint64{a.unix.Inode()}})
+			continue
+		}
+		at := a.member.Address()
+		all = append(all, state.Listener{Network: at.Network, Address: at.String(), Inodes: a.member.Inodes()})
+	}
+	return all
+}

@@ -1,0 +1,126 @@
+package owner
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"overlap/lifecycle/control"
+	"overlap/lifecycle/state"
+	"overlap/reuse"
+)
+
+// blindTime is how long a drain waits for what may lie in an accept queue where the kernel
+// can't be asked.
+const blindTime = time.Second
+
+// Drain ends the generation: it accepts until nothing is left at its sockets, lets go of them,
+// and finishes its connections. ctx's end cuts what is left. handover says that a newer
+// generation gets the connections; without it clients are kept waiting, then refused. The error
+// is ErrTakenBack when the generation serves again instead.
+func (o *Owner) Drain(ctx context.Context, handover bool) (Report, error) {
+	began := time.Now()
+	o.saveOrSay(func(r *state.Record) { r.State = state.Draining })
+	o.cfg.Body.Announce()
+	if !handover {
+		o.refuse()
+	}
+	proving, stop := context.WithCancel(ctx)
+	defer stop()
+	taken := make(chan struct{})
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		select {
+		case <-o.takenBack:
+			close(taken)
+			stop()
+		case <-proving.Done():
+		}
+	}()
+	o.prove(proving)
+	o.cfg.Body.Linger(proving)
+	stop()
+	<-watching
+	if o.backAgain(taken) {
+		o.cfg.Body.Resume()
+		return Report{}, ErrTakenBack
+	}
+	backlog := time.Since(began)
+	o.leave()
+	o.tellReleased(ctx)
+	r := o.cfg.Body.Finish(ctx)
+	r.Backlog, r.Total, r.Handover = backlog, time.Since(began), handover
+	r.Connections = r.Total - backlog
+	o.saveOrSay(func(rec *state.Record) { rec.State, rec.Ended = state.Ended, time.Now() })
+	o.watch.tell(control.Event{Time: time.Now(), Kind: "drained", Generation: o.number})
+	return r, nil
+}
+
+// backAgain decides, once and for all, whether the sockets are let go.
+func (o *Owner) backAgain(taken <-chan struct{}) bool {
+	o.talk.Lock()
+	defer o.talk.Unlock()
+	select {
+	case <-taken:
+		return true
+	case <-o.takenBack:
+		return true
+	default:
+	}
+	o.released = true
+	return false
+}
+
+// refuse keeps new clients waiting, for the moment until the sockets are closed: what is in the
+// queues can then be served and nothing is reset.
+func (o *Owner) refuse() {
+	for _, m := range o.Members() {
+		err := m.Anchor()
+		if err == nil {
+			err = m.Hold()
+		}
+		if err != nil && !errors.Is(err, reuse.ErrNoSteering) {
+			o.log.Debug("new connections are not held off", "address", m.Address(), "error", err)
+		}
+	}
+}
+
+// prove waits until nothing is left at any of the sockets.
+func (o *Owner) prove(ctx context.Context) {
+	var all sync.WaitGroup
+	for _, a := range o.list() {
+		all.Go(func() {
+			var err error
+			if a.member != nil {
+				err = a.member.Backlog(ctx)
+			} else {
+				err = reuse.AwaitBacklog(ctx, 0, reuse.InodeQueue("unix", 0, a.unix.Inode()))
+			}
+			if errors.Is(err, reuse.ErrNoProof) {
+				o.log.Debug("the kernel can't tell what is left at a socket, a fixed time is waited", "error", err)
+				select {
+				case <-time.After(blindTime):
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// tellReleased tells the newcomer that it may die now without hope.
+func (o *Owner) tellReleased(ctx context.Context) {
+	o.talk.Lock()
+	s := o.successor
+	o.talk.Unlock()
+	if s == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := s.Call(ctx, opReleased, nil, nil); err != nil {
+		o.log.Debug("the new generation was not told", "error", err)
+	}
+}

@@ -1,0 +1,179 @@
+package owner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"overlap/lifecycle/state"
+	"overlap/reuse"
+)
+
+// Settle gives the generation's sockets the places they will serve from. All sockets that the
+// generation begins with are there.
+func (o *Owner) Settle(ctx context.Context) error {
+	if err := o.refuseOther(); err != nil {
+		return err
+	}
+	if err := o.predecessor.call(ctx, opYield, nil); err != nil && !o.predecessor.gone() {
+		return fmt.Errorf("generation %d can't make room: %w", o.predecessor.number, err)
+	}
+	for _, a := range o.list() {
+		if a.member == nil {
+			continue
+		}
+		if a.serves == nil {
+			a.serves = o.servedThere(a.member.Address())
+		}
+		if err := a.member.Settle(a.serves); err != nil {
+			return err
+		}
+	}
+	return o.save(func(r *state.Record) { r.Listeners = o.recordedLocked() })
+}
+
+// servedThere are the predecessor's sockets of an address that was not known when the member
+// was made.
+func (o *Owner) servedThere(a reuse.Address) []uint64 {
+	l, _ := o.compare(a)
+	if l == nil {
+		return nil
+	}
+	return l.Inodes
+}
+
+// refuseOther refuses to take over from a service whose name is the same only because nobody
+// chose one.
+func (o *Owner) refuseOther() error {
+	p := o.predecessor
+	if p == nil || !o.cfg.Default || o.cfg.Token != "" || len(p.listeners) == 0 {
+		return nil
+	}
+	for _, a := range o.list() {
+		if a.joined {
+			return nil
+		}
+		if a.member != nil && o.servedThere(a.member.Address()) != nil {
+			return nil
+		}
+	}
+	at := p.listeners[0]
+	return fmt.Errorf("%w: %q, generation %d, on %s", ErrOther, o.cfg.Name, p.number, at.Address)
+}
+
+func (o *Owner) list() []*address {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.addresses)
+}
+
+// Dial connects to one of the generation's own addresses and reaches this generation, and to
+// every other address in the ordinary way. It is the health checks' way in.
+func (o *Owner) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	for _, a := range o.list() {
+		if a.unix != nil {
+			if network == "unix" && addr == a.path {
+				return a.unix.Dial(ctx)
+			}
+			continue
+		}
+		if at := a.member.Address(); at.Network == baseNetwork(network) && reaches(at, addr) {
+			return a.member.DialProbe(ctx)
+		}
+	}
+	return (&net.Dialer{}).DialContext(ctx, network, addr)
+}
+
+func baseNetwork(n string) string {
+	if len(n) > 3 && n != "unix" {
+		return n[:3]
+	}
+	return n
+}
+
+// reaches reports whether somebody who connects to addr reaches the address.
+func reaches(a reuse.Address, addr string) bool {
+	b, err := reuse.ParseAddress(context.Background(), a.Network, addr)
+	if err != nil || b.AddrPort.Port() != a.AddrPort.Port() {
+		return false
+	}
+	if a.AddrPort == b.AddrPort || b.AddrPort.Addr().IsUnspecified() {
+		return true
+	}
+	// localhost may stand for either family, and a wildcard takes every address.
+	return b.AddrPort.Addr().IsLoopback() && (a.AddrPort.Addr().IsLoopback() || a.AddrPort.Addr().IsUnspecified()) ||
+		a.AddrPort.Addr().IsUnspecified()
+}
+
+// Tell lets whoever watches the handover know how far it got.
+func (o *Owner) Tell(ctx context.Context, kind, text string) {
+	if err := o.predecessor.call(ctx, opEvent, event{kind, text}); err != nil && !o.predecessor.gone() {
+		o.log.Debug("the old generation was not told", "event", kind, "error", err)
+	}
+}
+
+// Switch gives the generation every new connection of all its addresses, tells the old one,
+// and frees the handover lock. When it returns an error the old generation serves on, once the
+// owner is closed.
+func (o *Owner) Switch(ctx context.Context) error {
+	began := time.Now()
+	for _, a := range o.list() {
+		var err error
+		if a.member != nil {
+			err = a.member.Switch()
+		} else {
+			err = a.unix.Publish()
+		}
+		if err != nil {
+			return fmt.Errorf("switch: %w", err)
+		}
+	}
+	took := time.Since(began)
+	o.saveOrSay(func(r *state.Record) {
+		r.State, r.Switched = state.Serving, began
+		r.Listeners = o.recordedLocked()
+	})
+	o.tellSwitched(ctx, took)
+	o.log.Info("serving", "switch", took)
+	o.unlock()
+	return nil
+}
+
+// tellSwitched has the predecessor drain.
+func (o *Owner) tellSwitched(ctx context.Context, took time.Duration) {
+	p := o.predecessor
+	if p == nil || p.orphan != nil {
+		return
+	}
+	if p.session != nil {
+		err := p.call(ctx, opSwitched, switched{took.Microseconds()})
+		if err == nil || p.gone() {
+			return
+		}
+		o.log.Warn("the old generation does not answer, it is sent SIGTERM", "predecessor", p.number, "error", err)
+	}
+	if err := p.terminate(); err != nil && !errors.Is(err, context.Canceled) {
+		o.log.Warn("the old generation could not be sent SIGTERM", "predecessor", p.number, "error", err)
+	}
+}
+
+// Changed has the group follow after sockets of the generation came or went while it serves.
+func (o *Owner) Changed() error {
+	o.talk.Lock()
+	defer o.talk.Unlock()
+	if o.handed {
+		return nil
+	}
+	for _, m := range o.Members() {
+		if len(m.Inodes()) == 0 {
+			continue
+		}
+		if err := m.Reclaim(); err != nil {
+			return err
+		}
+	}
+	return o.save(func(r *state.Record) { r.Listeners = o.recordedLocked() })
+}

@@ -1,0 +1,58 @@
+package owner
+
+// The messages of a session. N calls hello, reserve, yield, event and switched; O calls
+// released.
+const (
+	opHello    = "hello"
+	opReserve  = "reserve"
+	opYield    = "yield"
+	opEvent    = "event"
+	opSwitched = "switched"
+	opReleased = "released"
+)
+
+// hello introduces a new generation.
+type hello struct {
+	Generation int    `json:"generation"`
+	PID        int    `json:"pid"`
+	Token      string `json:"token,omitempty"`
+}
+
+// welcome is the answer of the generation that was asked.
+type welcome struct {
+	Generation int `json:"generation"`
+	// Serving is false where the generation has nothing to hand over.
+	Serving bool `json:"serving"`
+	// Supervised is true where the process must not exit.
+	Supervised bool       `json:"supervised,omitempty"`
+	Listeners  []listener `json:"listeners,omitempty"`
+}
+
+// listener is an address with its sockets.
+type listener struct {
+	Network string   `json:"network"`
+	Address string   `json:"address"`
+	V6Only  bool     `json:"v6only,omitempty"`
+	UID     int      `json:"uid"`
+	Inodes  []uint64 `json:"inodes,omitempty"`
+	// Sockets are the inodes with those of the placeholders.
+	Sockets []uint64 `json:"sockets,omitempty"`
+}
+
+// place names an address in a reserve message.
+type place struct {
+	Network string `json:"network"`
+	Address string `json:"address"`
+}
+
+// event is how far the new generation got.
+type event struct {
+	Kind string `json:"kind"`
+	Text string `json:"text,omitempty"`
+}
+
+// switched is said once the new generation gets the connections.
+type switched struct {
+	// Micros is how long the switch of all addresses took, in microseconds.
+	Micros int64 `json:"micros"`
+}

@@ -1,0 +1,300 @@
+package owner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"overlap/lifecycle/control"
+	"overlap/lifecycle/process"
+	"overlap/lifecycle/state"
+	"overlap/reuse"
+)
+
+// Config says whom an owner speaks for. Name, Root, Body and Log are needed.
+type Config struct {
+	// Name is the service's; Default is true where nobody chose it.
+	Name    string
+	Default bool
+	// Root is the state directory of all services.
+	Root string
+	// Command and Directory are for the record.
+	Command   []string
+	Directory string
+	// Launched is true where a launcher owns the generation's process.
+	Launched bool
+	// Supervised is true where this process must not exit, whoever takes over.
+	Supervised bool
+	// Token is what the generation that started this one gave it; "" is a start by hand.
+	Token string
+	// StartTimeout bounds the wait for the handover lock; ReloadTimeout a reload that names none.
+	StartTimeout time.Duration
+	Body         Body
+	Log          *slog.Logger
+	// UID is the effective user of the generation's sockets; -1 is the process's own.
+	UID int
+}
+
+// Owner speaks for one generation. It is made by [Enter]; its methods are safe for concurrent
+// use, but those that make the steps of a handover are called one after the other.
+type Owner struct {
+	cfg    Config
+	log    *slog.Logger
+	dir    *state.Dir
+	number int
+	own    *state.Lock
+	server *control.Server
+
+	mu          sync.Mutex
+	lock        *state.Lock // the handover lock, while this owner holds it
+	record      state.Record
+	addresses   []*address
+	predecessor *predecessor
+
+	// talk is held while a message of a session is worked on, and by what must not meet one.
+	talk      sync.Mutex
+	successor *control.Session
+	follower  int // the successor's number
+	released  bool
+	handed    bool // a successor has switched and lives
+	reserved  bool
+
+	superseded chan struct{} // a token: a successor switched
+	takenBack  chan struct{} // a token: it died
+	stops      chan control.StopRequest
+	drained    chan struct{} // closed when the generation is over
+	watch      watch
+	reloading  sync.Mutex
+	closing    sync.Once
+}
+
+// address is one of the generation's: a member of a group, or a unix path.
+type address struct {
+	member *reuse.Member
+	unix   *reuse.UnixListener
+	path   string
+	serves []uint64 // inodes of the predecessor's sockets there
+	joined bool     // the predecessor serves it too
+}
+
+// Number is the generation's number.
+func (o *Owner) Number() int { return o.number }
+
+// Dir is the service's state directory.
+func (o *Owner) Dir() *state.Dir { return o.dir }
+
+// State is the generation's state.
+func (o *Owner) State() state.State {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.record.State
+}
+
+// Superseded delivers a token when a newer generation has switched: it is time to [Owner.Drain].
+func (o *Owner) Superseded() <-chan struct{} { return o.superseded }
+
+// Stops delivers requests to stop.
+func (o *Owner) Stops() <-chan control.StopRequest { return o.stops }
+
+// Members are the generation's groups, in the order of [Owner.Member].
+func (o *Owner) Members() []*reuse.Member {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var all []*reuse.Member
+	for _, a := range o.addresses {
+		if a.member != nil {
+			all = append(all, a.member)
+		}
+	}
+	return all
+}
+
+// Enter takes the handover lock of the service and the next number, and introduces the
+// generation to the one that serves. On an error nothing is left behind.
+func Enter(ctx context.Context, cfg Config) (*Owner, error) {
+	if err := state.ValidName(cfg.Name); err != nil {
+		return nil, err
+	}
+	dir, err := state.Open(cfg.Root, cfg.Name)
+	if err != nil {
+		return nil, err
+	}
+	o := &Owner{cfg: cfg, log: cfg.Log, dir: dir,
+		superseded: make(chan struct{}, 1), takenBack: make(chan struct{}, 1),
+		stops: make(chan control.StopRequest, 4), drained: make(chan struct{})}
+	if err := o.enter(ctx); err != nil {
+		o.Close()
+		return nil, err
+	}
+	return o, nil
+}
+
+func (o *Owner) enter(ctx context.Context) error {
+	waiting, cancel := context.WithTimeout(ctx, o.cfg.StartTimeout)
+	defer cancel()
+	lock, err := o.dir.Lock(waiting)
+	if err != nil {
+		return err
+	}
+	o.mu.Lock()
+	o.lock = lock
+	o.mu.Unlock()
+	if o.number, err = o.tidy(); err != nil {
+		return err
+	}
+	if o.own, err = o.dir.Own(o.number); err != nil {
+		return err
+	}
+	o.log = o.log.With("generation", o.number)
+	self, err := process.Self()
+	if err != nil {
+		return err
+	}
+	o.record = state.Record{Service: o.cfg.Name, Generation: o.number, State: state.Starting,
+		Owner: self, Launched: o.cfg.Launched, Command: o.cfg.Command,
+		Directory: o.cfg.Directory, Started: time.Now()}
+	if err := o.save(func(*state.Record) {}); err != nil {
+		return err
+	}
+	if err := o.find(ctx); err != nil {
+		return err
+	}
+	if o.server, err = control.Serve(o.dir.SocketPath(o.number), (*backend)(o), o.log); err != nil {
+		return err
+	}
+	return nil
+}
+
+// tidy removes what dead generations left and returns the next number. A record that can't be
+// read is named and left alone.
+func (o *Owner) tidy() (int, error) {
+	records, broken := o.dir.Generations()
+	for _, err := range broken {
+		o.log.Warn("a record can't be read, it is left alone", "error", err)
+	}
+	newest, err := o.dir.Newest()
+	if err != nil {
+		return 0, err
+	}
+	for _, r := range records {
+		if !o.dir.Owned(r.Generation) && !Orphan(r) {
+			if err := o.dir.Remove(r.Generation); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return newest + 1, nil
+}
+
+// Orphan reports whether the generation of a record has no owner any more, which its caller
+// knows, but a program whose sockets still listen.
+func Orphan(r state.Record) bool {
+	if !r.Launched || r.State == state.Starting {
+		return false
+	}
+	for _, l := range r.Listeners {
+		for _, ino := range l.Inodes {
+			if listens(l.Network, l.Address, ino) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func listens(network, addr string, ino uint64) bool {
+	a, err := reuse.ParseAddress(context.Background(), network, addr)
+	if err != nil {
+		return false
+	}
+	there, err := reuse.Listening(a.Network, a.AddrPort.Port())
+	return err == nil && slices.ContainsFunc(there, func(s reuse.Stranger) bool { return s.Inode == ino })
+}
+
+// save changes the record and writes it.
+func (o *Owner) save(change func(*state.Record)) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	change(&o.record)
+	if err := o.dir.Write(o.record); err != nil {
+		return fmt.Errorf("write the record of generation %d: %w", o.number, err)
+	}
+	return nil
+}
+
+// saveOrSay is save where going on is better than giving up.
+func (o *Owner) saveOrSay(change func(*state.Record)) {
+	if err := o.save(change); err != nil {
+		o.log.Warn("the record is not up to date", "error", err)
+	}
+}
+
+// Record changes what the record says of the generation's program.
+func (o *Owner) Record(program *process.Identity) {
+	o.saveOrSay(func(r *state.Record) { r.Program = program })
+}
+
+// unlock frees the handover lock.
+func (o *Owner) unlock() {
+	o.mu.Lock()
+	lock := o.lock
+	o.lock = nil
+	o.mu.Unlock()
+	if lock != nil {
+		lock.Unlock()
+	}
+}
+
+// Close ends the owner: its sockets, its session, its control socket, its locks, its files. A
+// generation that was starting fails by it, and the old one serves on.
+func (o *Owner) Close() {
+	o.closing.Do(func() {
+		o.leave()
+		o.mu.Lock()
+		p := o.predecessor
+		o.mu.Unlock()
+		if p != nil {
+			p.close()
+		}
+		o.talk.Lock()
+		successor := o.successor
+		o.talk.Unlock()
+		close(o.drained)
+		if o.server != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			o.server.Close(ctx)
+			cancel()
+		}
+		if successor != nil {
+			successor.Close()
+		}
+		if o.own != nil {
+			if err := o.dir.Remove(o.number); err != nil && !errors.Is(err, os.ErrNotExist) {
+				o.log.Warn("remove the record", "error", err)
+			}
+			o.own.Unlock()
+		}
+		o.unlock()
+		o.dir.Close()
+	})
+}
+
+// leave takes all own sockets out of their groups.
+func (o *Owner) leave() {
+	o.mu.Lock()
+	addresses := slices.Clone(o.addresses)
+	o.mu.Unlock()
+	for _, a := range addresses {
+		if a.member != nil {
+			a.member.Leave()
+		}
+		if a.unix != nil {
+			a.unix.Close()
+		}
+	}
+}

@@ -1,0 +1,208 @@
+package owner
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"overlap/lifecycle/control"
+	"overlap/lifecycle/process"
+	"overlap/lifecycle/state"
+	"overlap/reuse"
+)
+
+// answerTime is how long the owner of the old generation has for an answer. One that is
+// stopped or hangs is gone round: it gets SIGTERM after the switch.
+const answerTime = 5 * time.Second
+
+// predecessor is the generation that serves while this one starts, as its successor sees it.
+type predecessor struct {
+	number    int
+	listeners []listener
+	owner     process.Identity
+	// session is nil where the owner does not answer, or is dead.
+	session *control.Session
+	// orphan is the record of a program whose launcher died.
+	orphan *state.Record
+}
+
+func (p *predecessor) close() {
+	if p.session != nil {
+		p.session.Close()
+	}
+}
+
+// Predecessor is the number of the generation that served when this one entered; 0 is none.
+func (o *Owner) Predecessor() int {
+	if o.predecessor == nil {
+		return 0
+	}
+	return o.predecessor.number
+}
+
+// Orphan is the record of the predecessor where it is a program whose launcher died, else nil.
+func (o *Owner) Orphan() *state.Record {
+	if o.predecessor == nil {
+		return nil
+	}
+	return o.predecessor.orphan
+}
+
+// Expected are the addresses that the predecessor listens on.
+func (o *Owner) Expected() []reuse.Address {
+	if o.predecessor == nil {
+		return nil
+	}
+	var all []reuse.Address
+	for _, l := range o.predecessor.listeners {
+		if l.Network == "unix" {
+			continue
+		}
+		a, err := reuse.ParseAddress(context.Background(), l.Network, l.Address)
+		if err != nil {
+			continue
+		}
+		a.V6Only = l.V6Only
+		all = append(all, a)
+	}
+	return all
+}
+
+// find looks for the generation that serves. The newest that says so is asked first; one that
+// drains may have to take its connections back, because its successor died a moment ago.
+func (o *Owner) find(ctx context.Context) error {
+	records, _ := o.dir.Generations()
+	slices.SortStableFunc(records, func(a, b state.Record) int { return rank(b) - rank(a) })
+	for _, r := range records {
+		if r.Generation == o.number || !o.dir.Owned(r.Generation) || r.State == state.Starting {
+			continue
+		}
+		p, err := o.greet(ctx, r)
+		if err != nil {
+			return err
+		}
+		if p != nil {
+			o.predecessor = p
+			o.log.Debug("found the serving generation", "predecessor", p.number)
+			return nil
+		}
+	}
+	for _, r := range records {
+		if r.Generation != o.number && !o.dir.Owned(r.Generation) && Orphan(r) {
+			p := &predecessor{number: r.Generation, owner: r.Owner, orphan: &r}
+			p.listeners = recordedListeners(r)
+			o.predecessor = p
+			o.log.Warn("the launcher of the serving generation is dead, its program is taken over", "predecessor", r.Generation)
+			return nil
+		}
+	}
+	return nil
+}
+
+func rank(r state.Record) int {
+	if r.State == state.Serving {
+		return 1
+	}
+	return 0
+}
+
+func recordedListeners(r state.Record) []listener {
+	var all []listener
+	for _, l := range r.Listeners {
+		all = append(all, listener{Network: l.Network, Address: l.Address, UID: -1, Inodes: l.Inodes, Sockets: l.Inodes})
+	}
+	return all
+}
+
+// greet introduces this generation to another one and returns nil where that does not serve.
+func (o *Owner) greet(ctx context.Context, r state.Record) (*predecessor, error) {
+	p := &predecessor{number: r.Generation, owner: r.Owner}
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	session, err := control.Dial(o.dir.SocketPath(r.Generation)).Session(ctx)
+	var w welcome
+	if err == nil {
+		session.Handle(o.fromPredecessor)
+		session.Start()
+		err = session.Call(ctx, opHello, hello{Generation: o.number, PID: os.Getpid(), Token: o.cfg.Token}, &w)
+		if err != nil {
+			session.Close()
+		}
+	}
+	switch {
+	case err != nil && !o.dir.Owned(r.Generation):
+		return nil, nil // it died just now
+	case err != nil && r.State != state.Serving:
+		return nil, nil
+	case err != nil && errors.Is(err, context.DeadlineExceeded):
+		o.log.Warn("the serving generation does not answer, it will be sent SIGTERM after the switch", "predecessor", r.Generation, "error", err)
+		p.listeners = recordedListeners(r)
+		return p, nil
+	case err != nil:
+		return nil, fmt.Errorf("talk to generation %d: %w", r.Generation, err)
+	case !w.Serving:
+		session.Close()
+		return nil, nil
+	case w.Supervised && o.cfg.Token == "":
+		session.Close()
+		return nil, fmt.Errorf("generation %d: %w", r.Generation, ErrSupervised)
+	}
+	p.session, p.listeners = session, w.Listeners
+	return p, nil
+}
+
+// fromPredecessor answers what the predecessor says.
+func (o *Owner) fromPredecessor(_ context.Context, op string, _ json.RawMessage) (any, error) {
+	if op == opReleased {
+		o.log.Debug("the old generation has let go of its sockets")
+		return nil, nil
+	}
+	return nil, fmt.Errorf("unknown message %q", op)
+}
+
+// call says something to the predecessor, if there is one that listens.
+func (p *predecessor) call(ctx context.Context, op string, in any) error {
+	if p == nil || p.session == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	return p.session.Call(ctx, op, in, nil)
+}
+
+// gone reports whether the predecessor ended meanwhile.
+func (p *predecessor) gone() bool {
+	if p.session == nil {
+		return false
+	}
+	select {
+	case <-p.session.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// reserve has the predecessor ready its group of an address for a newcomer.
+func (p *predecessor) reserve(ctx context.Context, a reuse.Address) error {
+	err := p.call(ctx, opReserve, place{a.Network, a.String()})
+	if err != nil && !p.gone() {
+		return fmt.Errorf("generation %d can't make room on %s: %w", p.number, a, err)
+	}
+	return nil
+}
+
+// terminate sends SIGTERM to a predecessor that can't be told otherwise.
+func (p *predecessor) terminate() error {
+	h, err := process.Open(p.owner)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return h.Signal(syscall.SIGTERM)
+}

@@ -1,0 +1,167 @@
+package owner
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"overlap/lifecycle/control"
+	"overlap/lifecycle/state"
+)
+
+// serveSession is the old generation's side of a handover: it answers one newcomer until the
+// session breaks.
+func (o *Owner) serveSession(ctx context.Context, s *control.Session) {
+	s.Handle(func(ctx context.Context, op string, body json.RawMessage) (any, error) {
+		o.talk.Lock()
+		defer o.talk.Unlock()
+		return o.answerLocked(s, op, body)
+	})
+	s.Start()
+	select {
+	case <-s.Done():
+	case <-o.drained:
+		// The newcomer sees by the end of the session that this generation is gone.
+		s.Close()
+	}
+	o.talk.Lock()
+	defer o.talk.Unlock()
+	if o.successor == s {
+		o.brokenLocked()
+	}
+}
+
+func (o *Owner) answerLocked(s *control.Session, op string, body json.RawMessage) (any, error) {
+	if op == opHello {
+		var h hello
+		if err := json.Unmarshal(body, &h); err != nil {
+			return nil, err
+		}
+		return o.helloLocked(s, h)
+	}
+	if o.successor != s {
+		return nil, fmt.Errorf("%s: say hello first", op)
+	}
+	switch op {
+	case opReserve:
+		var p place
+		if err := json.Unmarshal(body, &p); err != nil {
+			return nil, err
+		}
+		m := o.member(p.Network, p.Address)
+		if m == nil {
+			return nil, fmt.Errorf("not listening on %s", p.Address)
+		}
+		o.reserved = true
+		return nil, m.Reserve()
+	case opYield:
+		o.reserved = true
+		for _, m := range o.Members() {
+			m.Yield()
+		}
+		return nil, nil
+	case opEvent:
+		var e event
+		if err := json.Unmarshal(body, &e); err != nil {
+			return nil, err
+		}
+		o.watch.tell(control.Event{Time: time.Now(), Kind: e.Kind, Generation: o.follower, Text: e.Text})
+		return nil, nil
+	case opSwitched:
+		return nil, o.switchedLocked()
+	}
+	return nil, fmt.Errorf("unknown message %q", op)
+}
+
+// helloLocked meets a newcomer. A successor that died a moment ago is got over first.
+func (o *Owner) helloLocked(s *control.Session, h hello) (any, error) {
+	if o.successor != nil && !o.dir.Owned(o.follower) {
+		o.brokenLocked()
+	}
+	w := welcome{Generation: o.number, Supervised: o.cfg.Supervised}
+	if o.State() != state.Serving || o.handed || o.released {
+		return w, nil
+	}
+	if o.successor != nil {
+		return nil, fmt.Errorf("generation %d is taking over", o.follower)
+	}
+	w.Serving, w.Listeners = true, o.listeners()
+	if w.Supervised && h.Token == "" {
+		return w, nil
+	}
+	o.successor, o.follower, o.reserved = s, h.Generation, false
+	o.watch.entered(h)
+	return w, nil
+}
+
+// switchedLocked begins the drain.
+func (o *Owner) switchedLocked() error {
+	if o.released || o.handed {
+		return nil
+	}
+	o.handed = true
+	o.saveOrSay(func(r *state.Record) { r.State = state.Draining })
+	o.watch.tell(control.Event{Time: time.Now(), Kind: "switched", Generation: o.follower})
+	select {
+	case o.superseded <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// brokenLocked gets over the end of the session with the successor.
+func (o *Owner) brokenLocked() {
+	o.successor = nil
+	o.watch.broken(o.follower)
+	switch {
+	case o.released:
+		return
+	case o.handed && o.lives(o.follower):
+		o.log.Warn("the session with the new generation broke, but it lives", "successor", o.follower)
+		return
+	case o.handed:
+		o.handed = false
+		o.reclaim()
+		o.saveOrSay(func(r *state.Record) { r.State = state.Serving })
+		o.log.Warn("the new generation died, this one serves again", "successor", o.follower)
+		select {
+		case o.takenBack <- struct{}{}:
+		default:
+		}
+	default:
+		o.reclaim()
+	}
+}
+
+// lives reports whether a generation's owner exists. Its lock goes a moment after its session
+// when the process is killed.
+func (o *Owner) lives(generation int) bool {
+	for range 20 {
+		if !o.dir.Owned(generation) {
+			return false
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return true
+}
+
+// reclaim puts the groups back under this generation's steering.
+func (o *Owner) reclaim() {
+	for _, m := range o.Members() {
+		if err := m.Reclaim(); err != nil {
+			o.log.Error("take the connections back", "address", m.Address(), "error", err)
+		}
+	}
+}
+
+// Superseding reports whether a newer generation lives and serves: the meaning of a SIGTERM.
+func (o *Owner) Superseding() bool {
+	records, _ := o.dir.Generations()
+	for _, r := range records {
+		if r.Generation > o.number && r.State == state.Serving && o.dir.Owned(r.Generation) {
+			return true
+		}
+	}
+	return false
+}
