@@ -3,9 +3,10 @@
 // NOTIFY_SOCKET names.
 //
 // The invariant of the receiving end: nothing is believed that its handler did
-// not accept, and the process id and user the handler is shown are the kernel's
-// word, not the sender's. On other systems than Linux the kernel does not say,
-// and both are zero.
+// not accept, and the process id and user the handler is shown were checked by
+// the kernel (SCM_CREDENTIALS, unix(7)): only a privileged sender can give
+// others than its own. On other systems than Linux the kernel does not say, and
+// both are zero.
 package notify
 
 import (
