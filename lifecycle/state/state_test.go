@@ -64,7 +64,7 @@ func holder(t *testing.T, what, root string) (pid int, kill func()) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), "STATE_TEST_CHILD="+what, "STATE_TEST_ROOT="+root)
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "STATE_TEST_CHILD="+what, "STATE_TEST_ROOT="+root)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
