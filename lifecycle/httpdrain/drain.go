@@ -17,6 +17,9 @@ const (
 	// likewise a TLS connection between handshake and request, which nobody can tell
 	// from one within the handshake.
 	minNew = time.Second
+	// minIdle is the least grace of an idle connection: net/http tells that a connection
+	// is idle before it looks whether a pipelined request is in its buffer already.
+	minIdle = 5 * time.Millisecond
 	// settle is how long an HTTP/2 connection without a stream must have been silent
 	// before GOAWAY: a frame that was read may be the start of a request.
 	settle = 20 * time.Millisecond
@@ -45,7 +48,8 @@ type Report struct {
 // Drain ends the server: it announces the end, goes on serving until closed is closed,
 // which the caller does once all listeners are closed, lets requests finish and idle
 // connections send one more within grace (from the start of the drain, or from when
-// they became idle), and then shuts the server down. A negative grace counts as 0. Each
+// they became idle), and then shuts the server down. A negative grace counts as 0, and 0 as the 5 ms that
+// net/http needs to find a pipelined request. Each
 // connection that was accepted and has not sent anything has grace too, but one second
 // at least. It returns as soon as nothing is left.
 //
@@ -186,7 +190,10 @@ func (r *run) cut(ctx context.Context) error {
 	}
 	d.mu.Unlock()
 
-	d.srv.Close() // what it returns is about listeners, which may be closed by now
+	// Shutdown, which does not wait here, runs the hooks of RegisterOnShutdown. What the
+	// two return is about ctx, and about listeners, which may be closed by now.
+	d.srv.Shutdown(ctx)
+	d.srv.Close()
 	for _, t := range left {
 		t.close()
 	}
@@ -336,7 +343,7 @@ func (r *run) judge(t *track, now time.Time) (verdict, time.Time) {
 	if n := t.since.Load(); n > 0 {
 		since = r.d.epoch.Add(time.Duration(n))
 	}
-	end := since.Add(r.grace)
+	end := since.Add(max(r.grace, minIdle))
 	if state == stateNew {
 		end = since.Add(max(r.grace, minNew))
 	}
