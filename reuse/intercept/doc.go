@@ -46,7 +46,11 @@
 //     and file capabilities from what the program executes: [Tap.NoNewPrivs].
 //   - A process of the program that is not dumpable (prctl(2), PR_SET_DUMPABLE:
 //     its file cannot be read, or it changed its user) and a launcher without
-//     CAP_SYS_PTRACE: its binds go on untouched, with a warning in the log.
+//     CAP_SYS_PTRACE: its binds go on untouched, with a warning in the log. The
+//     same under Yama's setting 1 for one that is no descendant of the launcher
+//     any more; a launcher that is a subreaper keeps them.
+//   - The call waits for the launcher. One that is stopped (SIGSTOP) holds up the
+//     program's binds, and with Make its sockets, until it goes on.
 //
 // Kernels: Fetch needs Linux 5.6 (pidfd_getfd), Make 5.9 (ADDFD), [Tap.Done] 5.9
 // (before, it is closed by Close only). Below 5.19 (WAIT_KILLABLE_RECV) a signal

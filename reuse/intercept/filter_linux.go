@@ -40,7 +40,7 @@ func auditArch() (uint32, bool) {
 // A bind with an address too short for IPv4 (netlink's has 12 bytes) is not
 // notified. x32 calls have a bit in their number that makes them differ from
 // the native ones.
-func program(arch uint32, bind, make bool) []bpf.Instruction {
+func program(arch uint32, bind, socket bool) []bpf.Instruction {
 	const (
 		allow  = uint32(unix.SECCOMP_RET_ALLOW)
 		notify = uint32(unix.SECCOMP_RET_USER_NOTIF)
@@ -76,7 +76,7 @@ func program(arch uint32, bind, make bool) []bpf.Instruction {
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_MPTCP, SkipTrue: 1},
 		ret(refuse),
 	)
-	if make {
+	if socket {
 		p = append(p,
 			equal(unix.IPPROTO_IP, 3),
 			equal(unix.IPPROTO_TCP, 2),
@@ -96,12 +96,12 @@ func program(arch uint32, bind, make bool) []bpf.Instruction {
 // sockTypeMask parts a socket's type from its flags (linux/net.h).
 const sockTypeMask = 0xf
 
-func assemble(bind, make bool) ([]unix.SockFilter, error) {
+func assemble(bind, socket bool) ([]unix.SockFilter, error) {
 	arch, ok := auditArch()
 	if !ok {
 		return nil, fmt.Errorf("assemble seccomp filter for %s: %w", runtime.GOARCH, unix.ENOTSUP)
 	}
-	raw, err := bpf.Assemble(program(arch, bind, make))
+	raw, err := bpf.Assemble(program(arch, bind, socket))
 	if err != nil {
 		return nil, fmt.Errorf("assemble seccomp filter: %w", err)
 	}

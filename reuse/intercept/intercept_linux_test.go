@@ -3,6 +3,7 @@ package intercept
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -242,6 +243,18 @@ func TestExecErrors(t *testing.T) {
 	if !errors.Is(err, os.ErrPermission) || cmd.Path != plain || len(cmd.ExtraFiles) != 0 {
 		t.Errorf("start %s: %v", plain, err)
 	}
+	// What is not the program's own must not look as if it were.
+	away := exec.Command("/proc/self/exe")
+	away.Dir = filepath.Join(t.TempDir(), "absent")
+	var failure *exec.Error
+	if _, err := Start(away, Options{}); err == nil || errors.As(err, &failure) || errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), away.Dir) {
+		t.Errorf("start in %s: %v", away.Dir, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Start(exec.CommandContext(ctx, "/proc/self/exe"), Options{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("start too late: %v", err)
+	}
 	if _, err := Start(&exec.Cmd{}, Options{}); err == nil {
 		t.Error("started nothing")
 	}
@@ -362,6 +375,23 @@ func TestMakeMode(t *testing.T) {
 	}
 }
 
+// A socket of the launcher's would be in the launcher's network.
+func TestMakeModeLeavesOtherNetworksAlone(t *testing.T) {
+	made := func(socket *os.File, _, _ int) error { return shareSocket(socket) }
+	p, err := startProgram(Options{Mode: Make, Made: made}, func(cmd *exec.Cmd) {
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+		}
+	})
+	if err != nil {
+		missing(t, "no user namespaces here: "+err.Error())
+	}
+	defer p.end()
+	p.expect(t, "nonblock=false cloexec=false reuseport=0", "socket", strconv.Itoa(unix.SOCK_STREAM))
+}
+
 func TestMakeModeErrors(t *testing.T) {
 	p := start(t, Options{Mode: Make, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Made: func(_ *os.File, domain, typ int) error {
 		if domain == unix.AF_INET6 {
@@ -382,10 +412,23 @@ func launcher(t *testing.T, role string, attr *syscall.SysProcAttr, args ...stri
 	return cmd
 }
 
+// needOtherUser skips where programs cannot be started as user 65534: that
+// takes root, in a user namespace that has this user.
+func needOtherUser(t *testing.T) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = []string{stepName} // which ends at once
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if err := cmd.Run(); errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL) {
+		t.Skip("needs root, to start a program as another user:", err)
+	}
+}
+
 func TestLauncherWithoutPrivileges(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("not root, so every other test is this one")
 	}
+	needOtherUser(t)
 	out, err := launcher(t, "share", &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}).Output()
 	if got, want := strings.TrimSpace(string(out)), "uid=65534 mode=fetch listen=ok no_new_privs=1,true"; err != nil || got != want {
 		t.Errorf("%s, %v, want %s", got, err, want)
@@ -393,9 +436,7 @@ func TestLauncherWithoutPrivileges(t *testing.T) {
 }
 
 func TestProgramOfAnotherUser(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: it starts a program as another user")
-	}
+	needOtherUser(t)
 	address := reserved(t, "udp", "127.0.0.1")
 	var r record
 	p := start(t, Options{Bind: r.bind}, func(cmd *exec.Cmd) {
@@ -411,9 +452,7 @@ func TestProgramOfAnotherUser(t *testing.T) {
 // Where the program may not be looked into, as in a container with a program of
 // another user, there is no bind to be seen, but sockets can be made.
 func TestWithoutAccess(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: it starts a program as another user")
-	}
+	needOtherUser(t)
 	const sysPtrace = 19 // CAP_SYS_PTRACE, linux/capability.h
 	type result struct {
 		out []byte
@@ -581,6 +620,53 @@ func TestPythonServer(t *testing.T) {
 	}
 }
 
+// A child by fork alone, and a thread of a C program.
+func TestPythonForkAndThread(t *testing.T) {
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		missing(t, "no python3: apt-get install python3")
+	}
+	const script = `
+import os, socket, sys, threading
+def bind(port):
+    s = socket.socket()
+    s.bind(("127.0.0.1", int(port)))
+    s.listen()
+if os.fork() == 0:
+    bind(sys.argv[1])
+    os._exit(0)
+if os.wait()[1] != 0: sys.exit(1)
+failed = []
+def thread():
+    try: bind(sys.argv[2])
+    except OSError as e: failed.append(e)
+t = threading.Thread(target=thread)
+t.start()
+t.join()
+sys.exit(str(failed) if failed else 0)
+`
+	args := []string{"-c", script}
+	for range 2 {
+		address := reserved(t, "tcp", "127.0.0.1")
+		args = append(args, address[strings.LastIndex(address, ":")+1:])
+	}
+	var r record
+	cmd := exec.Command(python, args...)
+	cmd.Stderr = os.Stderr
+	tap, err := Start(cmd, Options{Bind: r.bind})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	binds := r.all()
+	if pid := cmd.Process.Pid; len(binds) != 2 || binds[0].PID == pid || binds[1].PID != pid {
+		t.Errorf("callback got %+v, want one of a child of %d and one of itself", binds, pid)
+	}
+}
+
 func TestProbe(t *testing.T) {
 	mode, err := Probe()
 	if mode == Off {
@@ -696,5 +782,49 @@ func TestParseSockaddr(t *testing.T) {
 		if ok != c.ok || ok && addr.String() != c.want {
 			t.Errorf("%x: %v, %t, want %s, %t", c.in, addr, ok, c.want, c.ok)
 		}
+	}
+}
+
+// BenchmarkStart is what the step and the filter cost beside a plain start.
+func BenchmarkStart(b *testing.B) {
+	for _, mode := range []Mode{Fetch, Make, Off} {
+		b.Run(mode.String(), func(b *testing.B) {
+			for b.Loop() {
+				cmd := exec.Command("/proc/self/exe")
+				cmd.Args = []string{stepName} // which ends at once
+				tap, err := Start(cmd, Options{Mode: mode})
+				if err != nil {
+					b.Fatal(err)
+				}
+				cmd.Wait()
+				tap.Close()
+			}
+		})
+	}
+	b.Run("plain", func(b *testing.B) {
+		for b.Loop() {
+			cmd := exec.Command("/proc/self/exe")
+			cmd.Args = []string{stepName}
+			if err := cmd.Run(); cmd.ProcessState == nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkCall is a program's socket(2) and bind(2), as the program sees it.
+func BenchmarkCall(b *testing.B) {
+	for _, mode := range []Mode{Fetch, Make, Off} {
+		b.Run(mode.String(), func(b *testing.B) {
+			made := func(socket *os.File, _, _ int) error { return shareSocket(socket) }
+			p, err := startProgram(Options{Mode: mode, Bind: func(Bind) error { return nil }, Made: made}, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer p.end()
+			if answer := p.do("bench", strconv.Itoa(b.N)); answer != "ok" {
+				b.Error(answer)
+			}
+		})
 	}
 }

@@ -171,6 +171,17 @@ func testVerb(verb []string) (answer string, keep any) {
 			}
 		}
 		return strings.Join(fds, " "), nil
+	case "bench": // bench N
+		n, _ := strconv.Atoi(verb[1])
+		for range n {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+			if err != nil {
+				return errnoText(err), nil
+			}
+			unix.Bind(fd, &unix.SockaddrInet4{Port: 1, Addr: [4]byte{192, 0, 2, 1}}) // nobody has it
+			unix.Close(fd)
+		}
+		return "ok", nil
 	case "hang": // until killed
 		fmt.Println(os.Getpid())
 		for {

@@ -17,15 +17,15 @@ import (
 // it returns Off and an error that names what was refused and what lifts it.
 // With an error and Make, the error says why Fetch does not work.
 func Probe() (Mode, error) {
-	fetch := try(Fetch)
-	if fetch == nil {
+	fetchErr := try(Fetch)
+	if fetchErr == nil {
 		return Fetch, nil
 	}
-	make := try(Make)
-	if make == nil {
-		return Make, fetch
+	makeErr := try(Make)
+	if makeErr == nil {
+		return Make, fetchErr
 	}
-	return Off, fmt.Errorf("intercept binds: at bind(2): %w; at socket(2): %w; without either, the program must set SO_REUSEPORT itself", fetch, make)
+	return Off, fmt.Errorf("intercept binds: at bind(2): %w; at socket(2): %w; without either, the program must set SO_REUSEPORT itself", fetchErr, makeErr)
 }
 
 // try runs a child in mode m and looks whether its socket came by.

@@ -1,6 +1,7 @@
 package intercept
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,9 +27,9 @@ import (
 //
 // When the program cannot be executed the error is an *exec.Error, as from
 // cmd.Start with a path that is not there: errors.Is with os.ErrNotExist or
-// os.ErrPermission tells why. Errors of overlap's own are none. Where the filter
-// is not possible they name what was refused; ErrNested and ErrNoAccess can be
-// tested for. After an error no process is left.
+// os.ErrPermission tells why. Errors of overlap's own are none of these. Where
+// the filter is not possible they name what was refused; ErrNested and
+// ErrNoAccess can be tested for. After an error no process is left.
 //
 // Start may be called from several goroutines at a time.
 func Start(cmd *exec.Cmd, o Options) (*Tap, error) {
@@ -91,10 +92,23 @@ func startStep(cmd *exec.Cmd, o Options) (*net.UnixConn, error) {
 	cmd.Path, cmd.Args, cmd.ExtraFiles = path, args, extra
 	if err != nil {
 		ours.Close()
-		// Text only: a caller must not take the step's failure for the program's.
-		return nil, fmt.Errorf("start %s: start overlap's own step %s: %v", path, self, err)
+		return nil, stepFailure(cmd, self, err)
 	}
 	return ours, nil
+}
+
+// stepFailure describes err of starting the step. Its cause is text only, but
+// for a context's end: a caller must not take an os.ErrPermission of the step's
+// for the program's.
+func stepFailure(cmd *exec.Cmd, self string, err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("start %s: %w", cmd.Path, err)
+	}
+	where := ""
+	if cmd.Dir != "" {
+		where = " in " + cmd.Dir
+	}
+	return fmt.Errorf("start %s: start overlap's own step %s%s: %v", cmd.Path, self, where, err)
 }
 
 // controlPair makes the two ends of the conversation. Messages keep their
@@ -158,7 +172,7 @@ func agree(ctl *net.UnixConn, cmd *exec.Cmd, o Options) (*Tap, error) {
 }
 
 // decide chooses the way, by trying on the step what will be needed of the
-// program.
+// program. What was refused is text only in its error, as in stepFailure.
 func decide(cmd *exec.Cmd, h hello, o Options) (plan, Mode, error) {
 	p := plan{ParentDeath: o.ParentDeath, Ignored: ignored()}
 	if o.Mode == Off {
@@ -177,25 +191,26 @@ func decide(cmd *exec.Cmd, h hello, o Options) (plan, Mode, error) {
 			return p, Fetch, nil
 		}
 		if o.Mode == Fetch || o.Made == nil || !o.ParentDeath && os.Getpid() != 1 {
-			return p, Off, fmt.Errorf("%w: %w (it needs Linux 5.6; the same user, or CAP_SYS_PTRACE; kernel.yama.ptrace_scope below 2; and in a container a seccomp profile with pidfd_getfd, as by docker run --cap-add SYS_PTRACE)", ErrNoAccess, access)
+			return p, Off, fmt.Errorf("%w: %v (it needs Linux 5.6; the same user, or CAP_SYS_PTRACE; kernel.yama.ptrace_scope below 2; and in a container a seccomp profile with pidfd_getfd, as by docker run --cap-add SYS_PTRACE)", ErrNoAccess, access)
 		}
 	}
 	p.Make, p.Bind = true, readable == nil && o.Bind != nil
 	return p, Make, nil
 }
 
-// refusal turns what the step could not do into an error.
+// refusal turns what the step could not do into an error, of which only
+// ErrNested is more than text.
 func refusal(a installed) error {
 	err := os.NewSyscallError(a.Op, a.Errno)
 	switch a.Errno {
 	case unix.EBUSY:
-		return fmt.Errorf("%w: %w", ErrNested, err)
+		return fmt.Errorf("%w: %v", ErrNested, err)
 	case unix.EINVAL:
-		return fmt.Errorf("install filter: %w (user notification needs Linux 5.0)", err)
+		return fmt.Errorf("install filter: %v (user notification needs Linux 5.0)", err)
 	case unix.ENOSYS, unix.EPERM:
-		return fmt.Errorf("install filter: %w (seccomp is missing in the kernel, or a container's profile forbids it)", err)
+		return fmt.Errorf("install filter: %v (seccomp is missing in the kernel, or a container's profile forbids it)", err)
 	}
-	return fmt.Errorf("install filter: %w", err)
+	return fmt.Errorf("install filter: %v", err)
 }
 
 // release lets the step execute the program, and waits until it has.
