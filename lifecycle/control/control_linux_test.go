@@ -77,3 +77,38 @@ func TestAnotherUserIsRefused(t *testing.T) {
 		t.Errorf("another user: %q", out)
 	}
 }
+
+func TestNothingIsLeftOpen(t *testing.T) {
+	descriptors := func() int {
+		names, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(names)
+	}
+	before := descriptors()
+	path := socket(t)
+	s := serve(t, path, &backend{
+		status: func() (Status, error) { return Status{}, nil },
+		reload: func(_ context.Context, _ ReloadRequest, events func(Event)) {
+			events(Event{Final: true, Outcome: &Outcome{}})
+		},
+		session: func(_ context.Context, s *Session) { s.Start(); <-s.Done() },
+	})
+	for range 20 {
+		if _, err := Dial(path).Status(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Dial(path).Reload(t.Context(), ReloadRequest{}, nil); err != nil {
+			t.Fatal(err)
+		}
+		session, err := Dial(path).Session(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		session.Close()
+	}
+	closeServer(t, s)
+	// Other tests' connections may still be closing, hence no more than.
+	waitFor(t, func() bool { return descriptors() <= before+1 })
+}

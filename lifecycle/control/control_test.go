@@ -691,3 +691,26 @@ func FuzzReadLine(f *testing.F) {
 		}
 	})
 }
+
+// An owner that is stopped reads nothing; who asks it is held up no longer than wanted.
+func TestSessionWithSomebodyWhoDoesNotRead(t *testing.T) {
+	path := socket(t)
+	serve(t, path, &backend{session: func(ctx context.Context, s *Session) { <-ctx.Done() }})
+	s, err := Dial(path).Session(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.Start()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if err := s.Call(ctx, "echo", strings.Repeat("x", maxMessage/2), nil); err == nil {
+				t.Error("answered by nobody")
+			}
+		})
+	}
+	wg.Wait()
+}

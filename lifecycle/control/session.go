@@ -17,6 +17,10 @@ import (
 // maxRequests bounds the requests of the other side that wait for their turn.
 const maxRequests = 1024
 
+// sessionWriteTimeout bounds one message to an owner that does not read. It is longer
+// than a busy machine needs, for a session that breaks means that an owner is dead.
+const sessionWriteTimeout = 10 * time.Second
+
 // Message is one line of a session: a request where Op is set, else the answer to the
 // request of that ID. Each side counts its own requests.
 type Message struct {
@@ -221,7 +225,7 @@ func (s *Session) send(ctx context.Context, m Message) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+	s.conn.SetWriteDeadline(time.Now().Add(sessionWriteTimeout))
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		s.conn.SetWriteDeadline(time.Unix(1, 0))

@@ -87,7 +87,7 @@ func TestIdentity(t *testing.T) {
 		"start":     func(id *Identity) { id.Start++ },
 		"boot":      func(id *Identity) { id.Boot = "another" },
 		"namespace": func(id *Identity) { id.Namespace++ },
-		"pid":       func(id *Identity) { id.PID = os.Getppid() },
+		"pid":       func(id *Identity) { id.PID = 1 << 30 },
 		"zero":      func(id *Identity) { *id = Identity{} },
 	} {
 		other := self

@@ -68,6 +68,11 @@ func Root(flag string, getenv func(string) string) (string, error) {
 func candidates(getenv func(string) string) []string {
 	var paths []string
 	if first, _, _ := strings.Cut(getenv("RUNTIME_DIRECTORY"), ":"); filepath.IsAbs(first) {
+		// A service manager may give a link (DynamicUser= with a directory that is
+		// preserved); what it points to is checked like any other.
+		if real, err := filepath.EvalSymlinks(first); err == nil {
+			first = real
+		}
 		paths = append(paths, filepath.Clean(first))
 	}
 	if os.Geteuid() == 0 {

@@ -379,7 +379,10 @@ func TestFindMakesNothing(t *testing.T) {
 }
 
 func TestRootOrder(t *testing.T) {
-	top := t.TempDir()
+	top, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
 	restore := func(system, shared string) { systemRoot, sharedMem = system, shared }
 	defer restore(systemRoot, sharedMem)
 	systemRoot, sharedMem = filepath.Join(top, "run", "overlap"), filepath.Join(top, "shm")
@@ -388,8 +391,11 @@ func TestRootOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := os.Symlink("runtime", filepath.Join(top, "link")); err != nil {
+		t.Fatal(err)
+	}
 	env := map[string]string{
-		"RUNTIME_DIRECTORY": filepath.Join(top, "runtime") + ":/another",
+		"RUNTIME_DIRECTORY": filepath.Join(top, "link") + ":/another",
 		"XDG_RUNTIME_DIR":   filepath.Join(top, "xdg"),
 		"TMPDIR":            filepath.Join(top, "tmp"),
 	}
@@ -415,7 +421,7 @@ func TestRootOrder(t *testing.T) {
 		}
 		block(path)
 	}
-	_, err := Root("", getenv)
+	_, err = Root("", getenv)
 	for _, path := range want {
 		if err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("the error does not say that %s was tried: %v", path, err)
