@@ -29,7 +29,7 @@ func fakeRun(n int, d time.Duration, failures bool) *Result {
 		r.generations = append(r.generations, fmt.Sprint(i+1))
 	}
 	t := newTally(r, []*client{c}, marks)
-	step := int64(200 * time.Microsecond)
+	step := max(int64(d)/50000, int64(200*time.Microsecond))
 	for at := int64(0); at < int64(d); at += step {
 		took := int64(float64(300*time.Microsecond) * math.Exp(rng.NormFloat64()*0.5))
 		g := at / each
@@ -56,6 +56,7 @@ func fakeRun(n int, d time.Duration, failures bool) *Result {
 }
 
 func TestReport(t *testing.T) {
+	t.Parallel()
 	outside := regexp.MustCompile(`(?i)<script|<link|@import|src=|href=|url\(([^#])`)
 	for name, r := range map[string]*Result{
 		"clean":   fakeRun(12, 10*time.Second, false),

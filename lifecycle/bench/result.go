@@ -156,7 +156,8 @@ func (t *tally) result() *Result {
 		r.PerSecond = float64(r.Requests) / r.Elapsed.Seconds()
 	}
 	if t.run.Rate > 0 {
-		due := int64(t.run.Rate * r.Elapsed.Seconds())
+		// What was due in the last moment may have lost against the end of the run.
+		due := int64(t.run.Rate * (r.Elapsed - 10*time.Millisecond).Seconds())
 		if t.run.Load.Requests > 0 {
 			due = min(due, t.run.Load.Requests)
 		}

@@ -37,17 +37,15 @@ type tally struct {
 	clients []*client
 	marks   *Marks
 
-	started    time.Time
-	ended      int64 // when the last request did
-	requests   int64
-	failed     int64
-	delayed    int64
-	idleClosed int64
-	byCause    [causes]int64
-	byMode     [modes]modeTally
-	byGen      []int64
-	lastGen    uint16
-	failures   []Failure
+	ended    int64 // when the last request did
+	requests int64
+	failed   int64
+	delayed  int64
+	byCause  [causes]int64
+	byMode   [modes]modeTally
+	byGen    []int64
+	lastGen  uint16
+	failures []Failure
 
 	near, steady *hdrhistogram.Histogram
 	pending      []sample // not yet near or steady, about in the order of their ends

@@ -97,6 +97,7 @@ func BenchmarkBesideWrk(b *testing.B) {
 		b.Run(mode.String(), func(b *testing.B) {
 			address := startChild(b, "noop")
 			var theirs, ours float64
+			var delayed int64
 			for b.Loop() {
 				args := []string{"-t2", "-c64", "-d1s"}
 				if mode == Close {
@@ -114,11 +115,13 @@ func BenchmarkBesideWrk(b *testing.B) {
 					b.Fatalf("%v, %+v", err, r.Failures)
 				}
 				ours += r.PerSecond
+				delayed += r.Delayed
 			}
 			b.ReportMetric(0, "ns/op")
 			b.ReportMetric(theirs/float64(b.N), "wrk/s")
 			b.ReportMetric(ours/float64(b.N), "ours/s")
 			b.ReportMetric(ours/theirs, "ours/wrk")
+			b.ReportMetric(float64(delayed), "delayed")
 		})
 	}
 }
