@@ -1,6 +1,7 @@
 package reuse
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The process of a stranger is named.
@@ -103,5 +105,30 @@ func TestUnixListeningWithoutConnecting(t *testing.T) {
 	}
 	if n := backlogLen(t, FileQueue(l)); n != 0 {
 		t.Errorf("%d connections were made", n)
+	}
+}
+
+// Negative control: closing at once, without the proof, cuts off who waits in the
+// queue, and the queue is where the proof sees it.
+func TestUnixCloseWithoutProofLoses(t *testing.T) {
+	path := filepath.Join(unixDir(t), "s")
+	old := unixListen(t, path)
+	unixPublish(t, old)
+	early, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer early.Close()
+	unixPublish(t, unixListen(t, path, old))
+
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := AwaitBacklog(ctx, 0, FileQueue(old)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("proof with a connection in the queue: %v", err)
+	}
+	old.Close()
+	early.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if n, err := early.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read %d, %v: it was not cut off", n, err)
 	}
 }

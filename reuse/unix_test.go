@@ -307,6 +307,7 @@ func unixDeadPID(t *testing.T) int {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, "-test.run=^$")
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
