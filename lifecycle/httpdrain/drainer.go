@@ -203,8 +203,20 @@ func upgrades(r *http.Request) bool {
 	return len(up) > 0 && !strings.EqualFold(up[0], "h2c")
 }
 
-// connState is the server's ConnState hook.
+// connState is the server's ConnState hook. The user's own runs before the end of a
+// connection is noted, so that a drain does not return before the hook has heard of it.
 func (d *Drainer) connState(nc net.Conn, s http.ConnState) {
+	if s == http.StateClosed {
+		defer d.note(nc, s)
+	} else {
+		d.note(nc, s)
+	}
+	if d.userConnState != nil {
+		d.userConnState(unwrap(nc), s)
+	}
+}
+
+func (d *Drainer) note(nc net.Conn, s http.ConnState) {
 	if t := d.trackOf(nc); t != nil {
 		d.move(t, nc, s)
 	} else if s == http.StateNew {
@@ -215,9 +227,6 @@ func (d *Drainer) connState(nc net.Conn, s http.ConnState) {
 		}
 		d.unwrapped.Store(nc, t)
 		d.remember(t)
-	}
-	if d.userConnState != nil {
-		d.userConnState(unwrap(nc), s)
 	}
 }
 
