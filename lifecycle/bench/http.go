@@ -25,6 +25,9 @@ const GenerationHeader = "Overlap-Generation"
 // What is longer is read to the end all the same.
 const MaxCheckedBody = 1 << 20
 
+// closePatience is how long a client waits for the server to close first.
+const closePatience = 100 * time.Millisecond
+
 const maxHead = 64 << 10 // of an answer; what is longer is malformed
 
 // Answer is what a server answered.
@@ -73,6 +76,7 @@ type httpClient struct {
 
 	conn     net.Conn
 	tcp      syscall.RawConn
+	keep     bool      // conn may be used again
 	deadline time.Time // what is set on conn
 	buf      []byte    // buf[r:w] was read and not used yet
 	r, w     int
@@ -127,6 +131,9 @@ func (h *httpClient) loop() {
 			}
 		}
 		h.note(intended, started, generation, err)
+		if h.conn != nil && !h.keep {
+			h.closeLast()
+		}
 		wait := h.Think
 		if h.Rate > 0 {
 			wait = 0
@@ -141,11 +148,10 @@ func (h *httpClient) loop() {
 }
 
 // exchange makes one request, on the connection at hand or a new one, and leaves the
-// connection open where both sides want that.
+// connection to the caller: open for the next one if keep is set.
 func (h *httpClient) exchange() (generation uint16, err error) {
-	keep := false
 	defer func() {
-		if !keep || err != nil {
+		if err != nil {
 			h.close()
 		}
 	}()
@@ -167,7 +173,7 @@ func (h *httpClient) exchange() (generation uint16, err error) {
 	if _, err := h.conn.Write(h.request); err != nil {
 		return 0, fmt.Errorf("write request: %w", err)
 	}
-	generation, keep, err = h.readAnswer()
+	generation, h.keep, err = h.readAnswer()
 	if err != nil {
 		return generation, fmt.Errorf("read answer: %w", err)
 	}
@@ -217,6 +223,21 @@ func (h *httpClient) close() {
 		h.conn, h.tcp = nil, nil
 	}
 	h.r, h.w = 0, 0
+}
+
+// closeLast closes a connection that is not used again, after the server did, if it
+// does so soon: who closes first keeps the port for 60 s (TIME_WAIT), and if that were
+// this side it would run out of ports. The answer is complete, so nothing that happens
+// here is a failure.
+func (h *httpClient) closeLast() {
+	h.setDeadline(time.Now().Add(closePatience))
+	var b [64]byte
+	for {
+		if _, err := h.conn.Read(b[:]); err != nil {
+			break
+		}
+	}
+	h.close()
 }
 
 // closedWhileIdle says whether the connection, on which nothing is under way, was

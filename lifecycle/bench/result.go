@@ -36,6 +36,11 @@ type Result struct {
 	// IdleClosed is how many keep-alive connections the server closed while nothing
 	// was under way on them. No request failed by that.
 	IdleClosed int64 `json:"idle_closed"`
+	// ConntrackDrops is how many packets this machine dropped meanwhile, in the
+	// network namespace of the run, because its table of tracked connections
+	// (nf_conntrack) was full. If it is not 0, delays and time-outs need not be the
+	// server's. 0 where the kernel tracks none.
+	ConntrackDrops int64 `json:"conntrack_drops"`
 
 	Handovers         int     `json:"handovers"`
 	FailedPerHandover float64 `json:"failed_per_handover"` // 0 without a handover
@@ -123,9 +128,11 @@ func (t *tally) result() *Result {
 		ByMode:     make(map[string]ModeResult),
 		Marks:      t.marks.All(),
 		NearSwitch: quantiles(t.near), Steady: quantiles(t.steady),
-		Failures:    t.failures,
-		generations: t.generations,
-		line:        t.line,
+		Failures: t.failures,
+
+		ConntrackDrops: max(0, conntrackDrops()-t.dropsBefore),
+		generations:    t.generations,
+		line:           t.line,
 	}
 	if t.Network == "udp" {
 		r.Mode = datagrams
@@ -262,7 +269,7 @@ func (r *Result) facts() [][3]string {
 	facts := [][3]string{
 		{"requests", count(r.Requests), count(int64(r.PerSecond)) + " a second"},
 		{"failed", count(r.Failed), r.causesInWords()},
-		{"delayed", count(r.Delayed), "took 900 ms or longer: a SYN was sent again"},
+		{"delayed", count(r.Delayed), "took 900 ms or longer, as when a SYN is sent again"},
 	}
 	if r.Delayed == 0 {
 		facts[2][2] = ""
@@ -272,6 +279,10 @@ func (r *Result) facts() [][3]string {
 	}
 	if r.IdleClosed > 0 {
 		facts = append(facts, [3]string{"idle closed", count(r.IdleClosed), "connections that the server closed unused: no failure"})
+	}
+	if r.ConntrackDrops > 0 {
+		facts = append(facts, [3]string{"own drops", count(r.ConntrackDrops),
+			"packets that this machine's connection tracking dropped (table full: raise net.netfilter.nf_conntrack_max): delays and time-outs may be its fault"})
 	}
 	if r.Handovers > 0 {
 		facts = append(facts, [3]string{"handovers", count(int64(r.Handovers)),

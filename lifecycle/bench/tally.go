@@ -52,7 +52,8 @@ type tally struct {
 	line         timeline
 	empty        []sample // a spare slice for the clients
 
-	snapped Snapshot
+	snapped     Snapshot
+	dropsBefore int64 // conntrackDrops at the beginning
 }
 
 type modeTally struct {
@@ -64,7 +65,8 @@ func newTally(r *run, clients []*client, marks *Marks) *tally {
 	return &tally{
 		run: r, clients: clients, marks: marks,
 		near: newHistogram(), steady: newHistogram(),
-		line: timeline{width: int64(finestSlot)},
+		line:        timeline{width: int64(finestSlot)},
+		dropsBefore: conntrackDrops(),
 	}
 }
 

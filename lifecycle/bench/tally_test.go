@@ -155,7 +155,7 @@ func TestTable(t *testing.T) {
 	const want = `
 requests     1,234,567  61,728 a second
 failed              20  15 reset, 5 eof
-delayed              3  took 900 ms or longer: a SYN was sent again
+delayed              3  took 900 ms or longer, as when a SYN is sent again
 idle closed          7  connections that the server closed unused: no failure
 handovers           40  0.5 failed a handover
 
