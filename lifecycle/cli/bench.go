@@ -1,0 +1,239 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"overlap/lifecycle/bench"
+)
+
+// Defaults of bench.
+const (
+	DefaultBenchDuration = 20 * time.Second
+	DefaultReloadEvery   = 500 * time.Millisecond
+	builtinBody          = 64 // bytes
+)
+
+func (p *program) benchCommand() *urfave.Command {
+	return &urfave.Command{
+		Name:      "bench",
+		Usage:     "show what clients notice of reloads",
+		UsageText: "overlap bench [flags] [-- COMMAND [ARGUMENTS]]",
+		Description: "Makes requests while a service is reloaded again and again, and accounts for each of them.\n" +
+			"The service is one that runs (--name), a command under a launcher of its own, or else the\n" +
+			"built-in server. Exits with 1 if anything failed.",
+		Flags: withEnvironment([]urfave.Flag{
+			&urfave.StringFlag{Name: "name", Usage: "`NAME` of a running service"},
+			&urfave.IntFlag{Name: "clients", Value: bench.DefaultClients, Usage: "how many clients"},
+			&urfave.DurationFlag{Name: "duration", Value: DefaultBenchDuration, Usage: "how long"},
+			&urfave.DurationFlag{Name: "reload-every", Value: DefaultReloadEvery, Usage: "time from one reload to the next, 0 is no reload"},
+			&urfave.IntFlag{Name: "reloads", Usage: "end after so many reloads, instead of --duration"},
+			&urfave.StringFlag{Name: "mode", Value: bench.Both.String(), Usage: "how clients use connections: `close|keepalive|both`"},
+			&urfave.Float64Flag{Name: "rate", Usage: "requests a second, begun at fixed moments; 0: each client begins when its last one ended"},
+			&urfave.DurationFlag{Name: "think", Usage: "pause of a client between requests"},
+			&urfave.DurationFlag{Name: "timeout", Value: bench.DefaultTimeout, Usage: "how long one request may take"},
+			&urfave.StringFlag{Name: "method", Usage: "the requests' `METHOD`", DefaultText: "GET, POST with a body"},
+			&urfave.StringFlag{Name: "path", Usage: "the requests' `PATH`", DefaultText: "/, /echo of the built-in server"},
+			&urfave.StringFlag{Name: "body", Usage: "the requests' `BODY`", DefaultText: "none, 64 bytes to the built-in server"},
+			&urfave.BoolFlag{Name: "tls", Usage: "speak HTTPS and accept any certificate"},
+			&urfave.BoolFlag{Name: "udp", Usage: "datagrams that the server echoes, instead of HTTP"},
+			&urfave.BoolFlag{Name: "json", Usage: "print the account as JSON"},
+			&urfave.StringFlag{Name: "report", Usage: "write the account as an HTML page to `FILE`"},
+		}, "bench"),
+		Action: p.bench,
+	}
+}
+
+func (p *program) bench(c *urfave.Context) error {
+	run, err := p.readBench(c)
+	if err != nil {
+		return err
+	}
+	ctx, stop := interruptible(c.Context)
+	defer stop()
+	if err := run.do(ctx); err != nil {
+		return &failure{"bench", run.name, cause(ctx, err)}
+	}
+	return nil
+}
+
+// benchRun is what bench was told.
+type benchRun struct {
+	p       *program
+	load    bench.Load
+	name    string   // of a running service
+	command []string // of a launched one
+	every   time.Duration
+	limit   int // reloads
+	json    bool
+	report  string
+}
+
+func (p *program) readBench(c *urfave.Context) (*benchRun, error) {
+	before, command := splitCommand(c.Args().Slice())
+	if len(before) > 0 {
+		return nil, unexpected(c, before[0])
+	}
+	usage := func(text string) error { return &usageError{"bench: " + text, "see its usage: overlap help bench"} }
+	r := &benchRun{p: p, name: c.String("name"), command: command, every: c.Duration("reload-every"), limit: c.Int("reloads"),
+		json: c.Bool("json"), report: c.String("report")}
+	switch {
+	case r.name != "" && len(command) > 0:
+		return nil, usage("--name and a command exclude each other")
+	case command != nil && len(command) == 0:
+		return nil, usage("no command behind --")
+	case r.limit < 0 || r.limit > 0 && r.every <= 0:
+		return nil, usage("--reloads wants a number above 0, and --reload-every too")
+	case c.Bool("udp") && r.builtin():
+		return nil, usage("the built-in server speaks no UDP, give a command or --name")
+	}
+	for _, flag := range []string{"duration", "reload-every", "think", "timeout"} {
+		if d := c.Duration(flag); d < 0 {
+			return nil, badValue(c, flag, d.String(), "0 or more")
+		}
+	}
+	if n := c.Int("clients"); n <= 0 {
+		return nil, badValue(c, "clients", fmt.Sprint(n), "1 or more")
+	}
+	r.load = bench.Load{Clients: c.Int("clients"), Duration: c.Duration("duration"), Rate: c.Float64("rate"), Think: c.Duration("think"),
+		Timeout: c.Duration("timeout"), Method: c.String("method"), Path: c.String("path"), Body: []byte(c.String("body"))}
+	if err := r.load.Mode.UnmarshalText([]byte(c.String("mode"))); err != nil {
+		return nil, badValue(c, "mode", c.String("mode"), "close, keepalive or both")
+	}
+	if r.load.Duration == 0 && r.limit == 0 {
+		return nil, badValue(c, "duration", "0s", "more than 0")
+	}
+	if r.limit > 0 && !c.IsSet("duration") {
+		r.load.Duration = 0
+	}
+	if c.Bool("udp") {
+		r.load.Network = "udp"
+	}
+	if c.Bool("tls") {
+		r.load.TLS = &tls.Config{InsecureSkipVerify: true}
+	}
+	if r.builtin() && r.load.Path == "" {
+		r.load.Path = "/echo"
+		if len(r.load.Body) == 0 {
+			r.load.Body = bytes.Repeat([]byte("x"), builtinBody)
+		}
+		r.load.Check = bench.CheckBytes(len(r.load.Body))
+	}
+	return r, nil
+}
+
+func (r *benchRun) builtin() bool { return r.name == "" && len(r.command) == 0 }
+
+// do is one run from the start of a server to its end.
+func (r *benchRun) do(ctx context.Context) (err error) {
+	var page *os.File
+	if r.report != "" {
+		if page, err = os.Create(r.report); err != nil { // before the work, not after it
+			return err
+		}
+		defer page.Close()
+	}
+	var target *benchTarget
+	if r.name != "" {
+		target, err = r.findTarget(ctx)
+	} else {
+		target, err = r.startTarget(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, target.close()) }()
+	r.load.Address = target.address
+	result, reloads, err := r.measure(ctx, target)
+	if result == nil {
+		return err
+	}
+	if werr := r.write(result, page); werr != nil {
+		err = errors.Join(err, werr)
+	}
+	switch {
+	case err != nil:
+		return err
+	case result.Failed > 0:
+		return fmt.Errorf("%w: %d of %d requests failed", errLoss, result.Failed, result.Requests)
+	case reloads.failed > 0:
+		return fmt.Errorf("%d of %d reloads failed: %s", reloads.failed, reloads.begun, reloads.reason)
+	case result.Requests == 0:
+		return errors.New("no request was made")
+	}
+	return context.Cause(ctx)
+}
+
+// measure makes the load and the reloads.
+func (r *benchRun) measure(ctx context.Context, target *benchTarget) (*bench.Result, *reloads, error) {
+	loading, done := context.WithCancel(ctx)
+	defer done()
+	var marks bench.Marks
+	again := &reloads{target: target, marks: &marks, every: r.every, limit: r.limit, stop: done}
+	if r.load.Duration > 0 {
+		again.until = time.Now().Add(r.load.Duration)
+	}
+	watch := newBenchProgress(r.p.stderr, again)
+	r.load.Progress = watch.show
+	finished := make(chan struct{})
+	go func() { defer close(finished); again.run(loading) }()
+	result, err := r.load.Run(loading, &marks)
+	done()
+	<-finished
+	watch.line.end()
+	if err != nil {
+		return nil, again, err
+	}
+	return result, again, nil
+}
+
+func (r *benchRun) write(result *bench.Result, page *os.File) error {
+	if page != nil {
+		if err := errors.Join(result.Report(page), page.Close()); err != nil {
+			return fmt.Errorf("write the report: %w", err)
+		}
+	}
+	out := result.Table()
+	if r.json {
+		data, err := result.JSON()
+		if err != nil {
+			return err
+		}
+		out = string(data)
+	}
+	if _, err := fmt.Fprintln(r.p.stdout, strings.TrimRight(out, "\n")); err != nil {
+		return fmt.Errorf("write the account: %w", err)
+	}
+	return nil
+}
+
+// benchProgress shows the run while it goes on: on a terminal one line that changes, elsewhere
+// a line a second.
+type benchProgress struct {
+	line    *progress
+	reloads *reloads
+	next    time.Duration
+}
+
+func newBenchProgress(to io.Writer, again *reloads) *benchProgress {
+	return &benchProgress{line: newProgress(to, ""), reloads: again}
+}
+
+func (b *benchProgress) show(s bench.Snapshot) {
+	if !b.line.live {
+		if s.Elapsed < b.next {
+			return
+		}
+		b.next = s.Elapsed.Truncate(time.Second) + time.Second
+	}
+	b.line.line(wordsOfBench(s, b.reloads.serving()))
+}

@@ -1,0 +1,166 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"overlap/lifecycle"
+	"overlap/lifecycle/control"
+	"overlap/lifecycle/owner"
+	"overlap/lifecycle/process"
+)
+
+// stopMargin is how much longer than its drain time-out a generation may take to be gone.
+const stopMargin = 10 * time.Second
+
+func (p *program) stopCommand() *urfave.Command {
+	return &urfave.Command{
+		Name:        "stop",
+		Usage:       "drain a service and end it",
+		UsageText:   "overlap stop [flags] [NAME]",
+		Description: "Waits until every generation is gone. Ctrl-C stops waiting, not the drain.",
+		Flags: withEnvironment([]urfave.Flag{
+			&urfave.DurationFlag{Name: "timeout", Usage: "the drain time-out, in place of the service's own", DefaultText: "the service's own"},
+		}, "stop"),
+		Action: p.stop,
+	}
+}
+
+func (p *program) stop(c *urfave.Context) error {
+	name, err := oneName(c, afterDashes(c.Args().Slice()))
+	if err != nil {
+		return err
+	}
+	timeout := c.Duration("timeout")
+	if timeout < 0 {
+		return badValue(c, "timeout", timeout.String(), "0 or more")
+	}
+	s, err := p.service(c.Context, "stop", name)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	ctx, stop := interruptible(c.Context)
+	defer stop()
+	progress := newProgress(p.stderr, s.name)
+	err = s.stop(ctx, timeout, progress.event)
+	progress.end()
+	if err != nil {
+		return &failure{"stop " + s.name, s.name, cause(ctx, err)}
+	}
+	fmt.Fprintln(p.stdout, wordsOfStop(s.name))
+	return nil
+}
+
+// stop ends every generation and waits until all are gone. A timeout of 0 is each one's own.
+func (s *service) stop(ctx context.Context, timeout time.Duration, events func(control.Event)) error {
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout+stopMargin, errStillThere)
+		defer cancel()
+	}
+	var mu sync.Mutex
+	tell := func(e control.Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		if events != nil {
+			events(e)
+		}
+	}
+	failed := make([]error, len(s.generations))
+	var all sync.WaitGroup
+	for i, g := range s.generations { // newest first: the older ones must not take its clients back
+		all.Go(func() { failed[i] = s.end(ctx, g, timeout, tell) })
+	}
+	all.Wait()
+	return errors.Join(failed...)
+}
+
+// end ends one generation and waits until it is gone.
+func (s *service) end(ctx context.Context, g generation, timeout time.Duration, events func(control.Event)) error {
+	n := g.Generation.Generation
+	if g.note == noteNoLauncher {
+		return s.endProgram(ctx, g, timeout)
+	}
+	var err error
+	if g.note == "" {
+		_, err = s.client(g).Stop(ctx, control.StopRequest{Timeout: timeout}, events)
+	}
+	if ctx.Err() == nil && s.dir.Owned(n) && (g.note != "" || err != nil && !errors.Is(err, control.ErrNoOutcome)) {
+		err = terminate(g)
+	}
+	if err != nil && ctx.Err() == nil && s.dir.Owned(n) && !errors.Is(err, control.ErrNoOutcome) {
+		return fmt.Errorf("generation %d (pid %d): %w", n, g.PID, err)
+	}
+	return s.gone(ctx, g, func() bool { return !s.dir.Owned(n) })
+}
+
+// terminate is the way where the control socket does not answer.
+func terminate(g generation) error {
+	if g.record == nil {
+		return errNoAnswer
+	}
+	h, err := process.Open(g.record.Owner)
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return h.Signal(syscall.SIGTERM)
+}
+
+// endProgram ends a program whose launcher died, as its launcher would have.
+func (s *service) endProgram(ctx context.Context, g generation, timeout time.Duration) error {
+	if g.record == nil || g.record.Program == nil {
+		return fmt.Errorf("generation %d: its program is not known", g.Generation.Generation)
+	}
+	if timeout <= 0 {
+		timeout = lifecycle.DefaultDrainTimeout
+	}
+	h, err := process.Open(*g.record.Program)
+	if err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("end the program of generation %d: %w", g.Generation.Generation, err)
+	}
+	if err == nil {
+		defer h.Close()
+		if err := h.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return fmt.Errorf("end the program of generation %d: %w", g.Generation.Generation, err)
+		}
+		patient, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		if h.Wait(patient) != nil && ctx.Err() == nil {
+			h.Signal(syscall.SIGKILL)
+		}
+	}
+	if err := s.gone(ctx, g, func() bool { return !owner.Orphan(*g.record) }); err != nil {
+		return err
+	}
+	if err := s.dir.Remove(g.Generation.Generation); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove what is left of generation %d: %w", g.Generation.Generation, err)
+	}
+	return nil
+}
+
+// gone waits until it is so. A lock tells nobody that it was freed, so it is looked at again.
+func (s *service) gone(ctx context.Context, g generation, is func() bool) error {
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for !is() {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return fmt.Errorf("generation %d (pid %d): %w", g.Generation.Generation, g.PID, context.Cause(ctx))
+		}
+	}
+	return nil
+}

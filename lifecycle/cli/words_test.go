@@ -1,0 +1,174 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"overlap/lifecycle"
+	"overlap/lifecycle/control"
+	"overlap/lifecycle/owner"
+	"overlap/lifecycle/state"
+	"overlap/reuse"
+)
+
+func TestExplain(t *testing.T) {
+	serve := func(err error) error { return &failure{"serve", "serve", err} }
+	bind := func(err error) error {
+		return &net.OpError{Op: "listen", Net: "tcp", Addr: &net.TCPAddr{Port: 80}, Err: os.NewSyscallError("bind", err)}
+	}
+	for _, test := range []struct {
+		err  error
+		code int
+		want string // all of stderr
+	}{
+		{serve(&owner.StrangerError{Stranger: reuse.Stranger{Network: "tcp", Address: netip.MustParseAddrPort("127.0.0.1:80"), PID: 7, Command: "nginx -g x"}}), ExitFailed,
+			"overlap: error: serve: 127.0.0.1:80 is in use by pid 7 (nginx -g x), which is not of this service\n" +
+				"overlap: hint: listen elsewhere, or end that process first: overlap serve --listen :8081\n"},
+		{serve(fmt.Errorf("%w: a and b of generation 1", lifecycle.ErrOverlap)), ExitFailed,
+			"overlap: error: serve: address overlaps one of the running generation: a and b of generation 1\n" +
+				"overlap: hint: listen on the same address, or end the service first: overlap stop serve\n"},
+		{serve(fmt.Errorf("%w: \"x\"", lifecycle.ErrOther)), ExitFailed,
+			"overlap: error: serve: a service of this name runs on other addresses: \"x\"\n" +
+				"overlap: hint: give the new service a name of its own: overlap serve --name OTHER\n"},
+		{serve(lifecycle.ErrSupervised), ExitFailed,
+			"overlap: error: serve: the running generation is supervised and must not exit\n" +
+				"overlap: hint: have it replace itself: overlap reload serve\n"},
+		{serve(fmt.Errorf("%w, held by pid 7", lifecycle.ErrBusy)), ExitFailed,
+			"overlap: error: serve: another handover is on its way, held by pid 7\n" +
+				"overlap: hint: see how far the other one is: overlap status serve\n"},
+		{serve(owner.ErrBusy), ExitFailed,
+			"overlap: error: serve: another handover is under way\n" +
+				"overlap: hint: see how far the other one is: overlap status serve\n"},
+		{serve(fmt.Errorf("%w: tcp: refused", lifecycle.ErrUnhealthy)), ExitFailed,
+			"overlap: error: serve: unhealthy: tcp: refused\n" +
+				"overlap: hint: an old generation serves on, if there was one: overlap status serve\n"},
+		{serve(fmt.Errorf("drain: 3 connections: %w", lifecycle.ErrCut)), ExitFailed,
+			"overlap: error: serve: drain: 3 connections: " + lifecycle.ErrCut.Error() + "\n" +
+				"overlap: hint: give connections more time: overlap serve --drain-timeout 60s\n"},
+		{serve(fmt.Errorf("/run/overlap/serve/1.json: %w", state.ErrRecord)), ExitFailed,
+			"overlap: error: serve: /run/overlap/serve/1.json: record cannot be used\n" +
+				"overlap: hint: a record is only needed while its generation runs: overlap status serve\n"},
+		{serve(bind(syscall.EACCES)), ExitFailed,
+			"overlap: error: serve: listen tcp :80: bind: permission denied\n" +
+				"overlap: hint: ports below 1024 are for root or CAP_NET_BIND_SERVICE, take another: overlap serve --listen :8080\n"},
+		{serve(bind(syscall.EADDRINUSE)), ExitFailed,
+			"overlap: error: serve: listen tcp :80: bind: address already in use\n" +
+				"overlap: hint: see who listens: ss -ltnp\n"},
+		{serve(fmt.Errorf("/srv/my state can be written by others (mode 0770): %w", fs.ErrPermission)), ExitFailed,
+			"overlap: error: serve: /srv/my state can be written by others (mode 0770): permission denied\n" +
+				"overlap: hint: take that right away: chmod go-w '/srv/my state'\n"},
+		{serve(fmt.Errorf("/srv/s belongs to root, not to me: %w", fs.ErrPermission)), ExitFailed,
+			"overlap: error: serve: /srv/s belongs to root, not to me: permission denied\n" +
+				"overlap: hint: keep state elsewhere: overlap --state-dir \"$HOME/.overlap\" serve\n"},
+		{serve(errors.New("two\nlines\n")), ExitFailed, "overlap: error: serve: two; lines\n"},
+
+		{&failure{"status", "", fmt.Errorf("no service: %w", errNotRunning)}, ExitNotRunning,
+			"overlap: error: status: no service: not running\noverlap: hint: start a file server: overlap serve\n"},
+		{&failure{"stop", "web", fmt.Errorf("web: %w", errNotRunning)}, ExitNotRunning,
+			"overlap: error: stop: web: not running\noverlap: hint: see what runs: overlap status\n"},
+		{&failure{"reload", "", &ambiguousError{command: "reload", choices: []string{"a", "b"}}}, ExitUsage,
+			"overlap: error: reload: several services run: a, b\noverlap: hint: name one of them: overlap reload a\n"},
+		{&failure{"reload", "a", &ambiguousError{command: "reload", name: "a", choices: []string{"/x", "/y"}}}, ExitUsage,
+			"overlap: error: reload: several services are called a, in /x, /y\noverlap: hint: name its state directory: overlap --state-dir /x reload a\n"},
+		{&failure{"reload web", "web", &reloadError{"unhealthy: x"}}, ExitFailed,
+			"overlap: error: reload web: unhealthy: x\noverlap: hint: the old generation serves on, see it with: overlap status web\n"},
+		{&failure{"reload web", "web", errUnwatched}, ExitFailed,
+			"overlap: error: reload web: no longer watched, the handover goes on\noverlap: hint: see how far it is: overlap status web\n"},
+		{&failure{"reload web", "web", control.ErrNoOutcome}, ExitFailed,
+			"overlap: error: reload web: the owner went away before it told the outcome\noverlap: hint: see what there is: overlap status web\n"},
+		{&failure{"reload web", "web", errNotServing}, ExitFailed,
+			"overlap: error: reload web: no generation serves\noverlap: hint: see what there is: overlap status web\n"},
+		{&failure{"reload web", "web", fmt.Errorf("generation 1 (pid 7): %w", errNoAnswer)}, ExitFailed,
+			"overlap: error: reload web: generation 1 (pid 7): does not answer\noverlap: hint: end it, its connections too: overlap stop web\n"},
+		{&failure{"reload web", "web", fmt.Errorf("generation 1 (pid 7): %w", errNoLauncher)}, ExitFailed,
+			"overlap: error: reload web: generation 1 (pid 7): its launcher is dead\noverlap: hint: take over from its program: overlap run --name web -- COMMAND\n"},
+		{&failure{"stop web", "web", fmt.Errorf("generation 1 (pid 7): %w", errStillThere)}, ExitFailed,
+			"overlap: error: stop web: generation 1 (pid 7): still there\noverlap: hint: see what is left: overlap status web\n"},
+		{&failure{"bench", "", fmt.Errorf("%w: 3 of 9 requests failed", errLoss)}, ExitFailed,
+			"overlap: error: bench: clients noticed: 3 of 9 requests failed\n"},
+		{&usageError{"unknown flag --x", "see the flags: overlap help serve"}, ExitUsage,
+			"overlap: error: unknown flag --x\noverlap: hint: see the flags: overlap help serve\n"},
+	} {
+		var stderr bytes.Buffer
+		p := &program{stderr: &stderr}
+		if code := p.complain(test.err); code != test.code || stderr.String() != test.want {
+			t.Errorf("%v: code %d, want %d\n got:\n%swant:\n%s", test.err, code, test.code, &stderr, test.want)
+		}
+	}
+}
+
+func TestUsageWords(t *testing.T) {
+	for _, test := range []struct{ args, want string }{
+		{"relaod", "overlap: error: unknown command \"relaod\"\noverlap: hint: did you mean: overlap reload\n"},
+		{"qqq", "overlap: error: unknown command \"qqq\"\noverlap: hint: see the commands: overlap help\n"},
+		{"--lgo-level x", "overlap: error: unknown flag --lgo-level\noverlap: hint: did you mean: overlap --log-level\n"},
+		{"serve --tls-crt x", "overlap: error: unknown flag --tls-crt\noverlap: hint: did you mean: overlap serve --tls-cert\n"},
+		{"serve --qqq", "overlap: error: unknown flag --qqq\noverlap: hint: see the flags: overlap help serve\n"},
+		{"serve --delay x", "overlap: error: invalid value \"x\" for flag --delay: parse error\noverlap: hint: see the flags: overlap help serve\n"},
+		{"serve --delay", "overlap: error: flag needs a value: --delay\noverlap: hint: see the flags: overlap help serve\n"},
+		{"serve x", "overlap: error: serve: unexpected argument \"x\"\noverlap: hint: see its usage: overlap help serve\n"},
+		{"serve --idle-grace -1s", "overlap: error: invalid value \"-1s\" for flag --idle-grace (or $OVERLAP_IDLE_GRACE): want 0 or more\noverlap: hint: see the flags: overlap help serve\n"},
+		{"bench --mode x", "overlap: error: invalid value \"x\" for flag --mode (or $OVERLAP_BENCH_MODE): want close, keepalive or both\noverlap: hint: see the flags: overlap help bench\n"},
+		{"bench --name a -- b", "overlap: error: bench: --name and a command exclude each other\noverlap: hint: see its usage: overlap help bench\n"},
+	} {
+		t.Run(test.args, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			args := append([]string{"overlap"}, strings.Fields(test.args)...)
+			if code := Main(args, &stdout, &stderr); code != ExitUsage {
+				t.Errorf("exit code %d, want %d", code, ExitUsage)
+			}
+			if stderr.String() != test.want || stdout.Len() > 0 {
+				t.Errorf("got:\n%s%s\nwant:\n%s", &stdout, &stderr, test.want)
+			}
+		})
+	}
+}
+
+func TestEnvironmentThatCannotBeParsed(t *testing.T) {
+	t.Setenv("OVERLAP_BENCH_CLIENTS", "many")
+	var stdout, stderr bytes.Buffer
+	if code := Main([]string{"overlap", "bench"}, &stdout, &stderr); code != ExitUsage {
+		t.Errorf("exit code %d", code)
+	}
+	if !strings.Contains(stderr.String(), `environment variable "OVERLAP_BENCH_CLIENTS" for flag --clients`) {
+		t.Error(stderr.String())
+	}
+}
+
+func TestWordsOfEvents(t *testing.T) {
+	for kind, want := range map[string]string{
+		control.KindStarting: "overlap: web: generation 2 is starting (3 ms)",
+		control.KindHealthy:  "overlap: web: generation 2 is healthy (3 ms)",
+		control.KindSwitched: "overlap: web: generation 2 serves (3 ms)",
+		control.KindDrained:  "overlap: web: generation 2 has drained (3 ms)",
+		control.KindMessage:  "overlap: web: generation 2: text (3 ms)",
+	} {
+		if got := wordsOfEvent("web", control.Event{Kind: kind, Generation: 2, Text: "text"}, 3*time.Millisecond); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	if got, want := wordsOfReload(control.Outcome{Service: "web", From: 1, To: 2, SwitchMS: 3.25}), "web: generation 2 serves instead of 1, switched after 3.2 ms"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestCause(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(errInterrupted)
+	if err := cause(ctx, context.Canceled); err != errInterrupted {
+		t.Error(err)
+	}
+	if err := cause(ctx, errStillThere); err != errStillThere {
+		t.Error(err)
+	}
+}
