@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/internal/trial"
 	"overlap/lifecycle/owner"
 )
 
@@ -13,6 +14,9 @@ type body Generation
 var _ owner.Body = (*body)(nil)
 
 func (b *body) Announce() {
+	if trial.AnnounceOff {
+		return
+	}
 	b.servers.each(func(s *server) {
 		if s.http != nil {
 			s.http.Announce()

@@ -10,6 +10,7 @@ import (
 	"overlap/health"
 	"overlap/health/notify"
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/internal/trial"
 	"overlap/lifecycle/owner"
 )
 
@@ -61,9 +62,11 @@ func (g *Generation) start(ctx context.Context, sig *signals) error {
 		}
 	}()
 	g.servers.start()
+	trial.At("listening")
 	if err := g.owner.Settle(ctx); err != nil {
 		return err
 	}
+	trial.At("settled")
 	if g.opt.BeforeReady != nil {
 		if err := g.opt.BeforeReady(); err != nil {
 			return fmt.Errorf("before ready: %w", err)
@@ -74,6 +77,7 @@ func (g *Generation) start(ctx context.Context, sig *signals) error {
 	if err != nil {
 		return err
 	}
+	trial.At("healthy")
 	g.owner.Tell(ctx, "healthy", "")
 	if err := context.Cause(ctx); err != nil {
 		return err
@@ -148,6 +152,7 @@ func (g *Generation) drainNow(sig *signals, handover bool) error {
 		select {
 		case s := <-sig.stops:
 			g.log.Warn("a second signal, cutting what is left", "signal", s)
+			g.owner.Final()
 			cancel()
 		case <-over:
 		}

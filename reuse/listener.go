@@ -79,7 +79,7 @@ func (m *Member) ListenPacket(ctx context.Context) (*PacketConn, error) {
 // control makes a socket share its port (go-reuseport) and closes its gate before it is bound.
 func control(a Address) func(network, address string, c syscall.RawConn) error {
 	return func(network, address string, c syscall.RawConn) error {
-		if err := reuseport.Control(network, address, c); err != nil {
+		if err := reuseport.Control(network, address, c); err != nil || !steering {
 			return err
 		}
 		var gateErr error
@@ -103,7 +103,7 @@ func (m *Member) own(c syscall.Conn, at netip.AddrPort, close func() error) (*so
 		}
 		return inner
 	}}
-	if steering {
+	if canSteer {
 		if err := s.control(func(fd int) (err error) { s.inode, err = inode(fd); return }); err != nil {
 			return nil, err
 		}

@@ -429,7 +429,7 @@ func (m *Member) Recede() {
 func (m *Member) Leave() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.open && !m.closed && len(m.serving) > 0 {
+	if steering && !m.open && !m.closed && len(m.serving) > 0 {
 		// A probe's program may still be there.
 		m.attachLocked(serveProgram(m.addr.Network, m.serving))
 	}
@@ -437,7 +437,9 @@ func (m *Member) Leave() {
 	var leaving []*socket
 	for _, s := range m.sockets {
 		if !s.gone && s.close != nil {
-			s.control(func(fd int) error { return hide(fd) })
+			if steering {
+				s.control(hide)
+			}
 			s.gone = true
 			leaving = append(leaving, s)
 		}
@@ -472,8 +474,8 @@ func (m *Member) leave(s *socket) error {
 		return nil
 	}
 	s.gone = true
-	s.control(func(fd int) error { return hide(fd) })
 	if steering {
+		s.control(hide)
 		time.Sleep(hideTime)
 	}
 	return s.close()

@@ -1,3 +1,3 @@
 package reuse
 
-const steering = true
+const canSteer = true

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"overlap/lifecycle/internal/trial"
 )
 
 // Options of a [Drainer]. The zero value is useful.
@@ -70,6 +72,7 @@ func New(srv *http.Server, o Options) *Drainer {
 		userConnState: srv.ConnState,
 		wake:          make(chan struct{}, 1),
 		listeners:     make(map[*listener]struct{}),
+		noAnnounce:    trial.AnnounceOff,
 	}
 	d.head.prev, d.head.next = &d.head, &d.head
 	if d.log == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"overlap/reuse"
 )
@@ -93,15 +94,34 @@ func (o *Owner) compare(a reuse.Address) (*listener, error) {
 	return nil, nil
 }
 
+// strangerTries is how often a listener that no generation knows is looked at: generations come,
+// go and move placeholders while they are asked.
+const strangerTries = 5
+
 // refuseStrangers returns an error for a listener that clients of the address might reach and
 // that is no generation's of this service.
 func (o *Owner) refuseStrangers(ctx context.Context, a reuse.Address) error {
-	there, err := reuse.Listening(a.Network, a.AddrPort.Port())
-	if err != nil {
-		// Without a way to see them the kernel's own refusal remains.
-		o.log.Debug("listeners can't be listed", "error", err)
-		return nil
+	var suspect *reuse.Stranger
+	for try := range strangerTries {
+		if try > 0 {
+			time.Sleep(time.Duration(try) * 5 * time.Millisecond)
+		}
+		// Who is asked after the list was made knows all that is on it, unless it left.
+		there, err := reuse.Listening(a.Network, a.AddrPort.Port())
+		if err != nil {
+			// Without a way to see them the kernel's own refusal remains.
+			o.log.Debug("listeners can't be listed", "error", err)
+			return nil
+		}
+		if suspect = o.suspect(ctx, a, there); suspect == nil {
+			return nil
+		}
 	}
+	return &StrangerError{*suspect}
+}
+
+// suspect is a listener on the address that no generation knows.
+func (o *Owner) suspect(ctx context.Context, a reuse.Address, there []reuse.Stranger) *reuse.Stranger {
 	var known []uint64
 	for _, s := range there {
 		_, overlap := reuse.Overlaps(a.AddrPort, s.Address, a.V6Only, s.V6Only)
@@ -112,7 +132,7 @@ func (o *Owner) refuseStrangers(ctx context.Context, a reuse.Address) error {
 			known = o.known(ctx)
 		}
 		if !slices.Contains(known, s.Inode) {
-			return &StrangerError{s}
+			return &s
 		}
 	}
 	return nil
@@ -127,7 +147,7 @@ func (o *Owner) mine(s reuse.Stranger) bool {
 
 // known are the inodes of the sockets of all generations that live, asked of their owners.
 func (o *Owner) known(ctx context.Context) []uint64 {
-	known := []uint64{0}
+	known := []uint64{0} // never empty
 	if p := o.predecessor; p != nil {
 		for _, l := range p.listeners {
 			known = append(append(known, l.Inodes...), l.Sockets...)

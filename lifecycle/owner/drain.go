@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/internal/trial"
 	"overlap/lifecycle/state"
 	"overlap/reuse"
 )
@@ -23,6 +24,9 @@ func (o *Owner) Drain(ctx context.Context, handover bool) (Report, error) {
 	began := time.Now()
 	o.saveOrSay(func(r *state.Record) { r.State = state.Draining })
 	o.cfg.Body.Announce()
+	if err := o.predecessor.call(ctx, opLeaving, nil); err != nil && !o.predecessor.gone() {
+		o.log.Debug("the generation before was not told", "error", err)
+	}
 	if !handover {
 		o.refuse()
 	}
@@ -39,7 +43,15 @@ func (o *Owner) Drain(ctx context.Context, handover bool) (Report, error) {
 		case <-proving.Done():
 		}
 	}()
-	o.prove(proving)
+	if handover {
+		for _, m := range o.Members() {
+			m.Recede()
+		}
+	}
+	if !trial.ProofOff {
+		o.prove(proving)
+	}
+	trial.At("proved")
 	o.cfg.Body.Linger(proving)
 	stop()
 	<-watching
@@ -49,6 +61,7 @@ func (o *Owner) Drain(ctx context.Context, handover bool) (Report, error) {
 	}
 	backlog := time.Since(began)
 	o.leave()
+	trial.At("left")
 	o.tellReleased(ctx)
 	r := o.cfg.Body.Finish(ctx)
 	r.Backlog, r.Total, r.Handover = backlog, time.Since(began), handover

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"overlap/lifecycle/internal/trial"
 	"overlap/lifecycle/state"
 	"overlap/reuse"
 )
@@ -21,6 +22,7 @@ func (o *Owner) Settle(ctx context.Context) error {
 	if err := o.predecessor.call(ctx, opYield, nil); err != nil && !o.predecessor.gone() {
 		return fmt.Errorf("generation %d can't make room: %w", o.predecessor.number, err)
 	}
+	trial.At("yielded")
 	for _, a := range o.list() {
 		if a.member == nil {
 			continue
@@ -132,11 +134,14 @@ func (o *Owner) Switch(ctx context.Context) error {
 		}
 	}
 	took := time.Since(began)
+	trial.At("switched")
 	o.saveOrSay(func(r *state.Record) {
 		r.State, r.Switched = state.Serving, began
 		r.Listeners = o.recordedLocked()
 	})
+	trial.At("recorded")
 	o.tellSwitched(ctx, took)
+	trial.At("told")
 	o.log.Info("serving", "switch", took)
 	o.unlock()
 	return nil

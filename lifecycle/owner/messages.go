@@ -1,6 +1,6 @@
 package owner
 
-// The messages of a session. N calls hello, reserve, yield, event and switched; O calls
+// The messages of a session. N calls hello, reserve, yield, event, switched and leaving; O calls
 // released.
 const (
 	opHello    = "hello"
@@ -8,6 +8,8 @@ const (
 	opYield    = "yield"
 	opEvent    = "event"
 	opSwitched = "switched"
+	// opLeaving says that N ends on purpose: O must not come back for it.
+	opLeaving  = "leaving"
 	opReleased = "released"
 )
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/internal/trial"
 	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
 	"overlap/reuse"
@@ -61,6 +62,7 @@ type Owner struct {
 	successor *control.Session
 	follower  int // the successor's number
 	released  bool
+	final     bool // no way back from a drain
 	handed    bool // a successor has switched and lives
 	reserved  bool
 
@@ -144,6 +146,7 @@ func (o *Owner) enter(ctx context.Context) error {
 	o.mu.Lock()
 	o.lock = lock
 	o.mu.Unlock()
+	trial.At("locked")
 	if o.number, err = o.tidy(); err != nil {
 		return err
 	}
@@ -164,6 +167,7 @@ func (o *Owner) enter(ctx context.Context) error {
 	if err := o.find(ctx); err != nil {
 		return err
 	}
+	trial.At("greeted")
 	if o.server, err = control.Serve(o.dir.SocketPath(o.number), (*backend)(o), o.log); err != nil {
 		return err
 	}

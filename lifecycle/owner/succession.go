@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/internal/trial"
 	"overlap/lifecycle/state"
 )
 
@@ -43,6 +44,7 @@ func (o *Owner) answerLocked(s *control.Session, op string, body json.RawMessage
 	if o.successor != s {
 		return nil, fmt.Errorf("%s: say hello first", op)
 	}
+	trial.At("old " + op)
 	switch op {
 	case opReserve:
 		var p place
@@ -70,6 +72,9 @@ func (o *Owner) answerLocked(s *control.Session, op string, body json.RawMessage
 		return nil, nil
 	case opSwitched:
 		return nil, o.switchedLocked()
+	case opLeaving:
+		o.final = true
+		return nil, nil
 	}
 	return nil, fmt.Errorf("unknown message %q", op)
 }
@@ -115,7 +120,7 @@ func (o *Owner) brokenLocked() {
 	o.successor = nil
 	o.watch.broken(o.follower)
 	switch {
-	case o.released:
+	case o.released, o.final && o.handed, o.handed && o.Superseding():
 		return
 	case o.handed && o.lives(o.follower):
 		o.log.Warn("the session with the new generation broke, but it lives", "successor", o.follower)
@@ -144,6 +149,13 @@ func (o *Owner) lives(generation int) bool {
 		time.Sleep(5 * time.Millisecond)
 	}
 	return true
+}
+
+// Final says that the generation ends whatever becomes of its successor.
+func (o *Owner) Final() {
+	o.talk.Lock()
+	defer o.talk.Unlock()
+	o.final = true
 }
 
 // reclaim puts the groups back under this generation's steering.

@@ -1,0 +1,408 @@
+package lifecycle_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"overlap/health"
+	"overlap/lifecycle"
+	"overlap/lifecycle/control"
+	"overlap/lifecycle/internal/trial"
+	"overlap/lifecycle/process"
+	"overlap/lifecycle/state"
+	"overlap/reuse"
+	"overlap/test/netns"
+)
+
+// envChild names the configuration of a test server: the test binary itself is the server.
+const envChild = "OVERLAP_TEST_SERVER"
+
+var handovers = flag.Int("handovers", 20, "how many handovers a loss test makes")
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(envChild); path != "" {
+		os.Exit(serveChild(path))
+	}
+	netns.Enter()
+	flag.Parse()
+	goleak.VerifyTestMain(m)
+}
+
+// config is what a test server does; each generation reads it anew from a file.
+type config struct {
+	Name, Root string
+	Listen     []string // "tcp 127.0.0.1:80"
+	Sockets    int
+	Fail       string // see serveChild
+	KillAt     string // a step of the handover at which the process kills itself
+	Probe      string
+	Drain      time.Duration
+	Grace      time.Duration
+	Start      time.Duration
+	Delay      time.Duration // ShutdownDelay
+
+	AcceptDelay time.Duration // makes the accept queue long
+
+	SteeringOff, ProofOff, AnnounceOff bool
+}
+
+// serveChild is the main function of a test server.
+func serveChild(path string) int {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	var c config
+	if err := json.Unmarshal(data, &c); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if c.SteeringOff {
+		reuse.Unsteered()
+	}
+	trial.ProofOff, trial.AnnounceOff = c.ProofOff, c.AnnounceOff
+	if c.KillAt != "" {
+		trial.Step = func(name string) {
+			if name == c.KillAt {
+				syscall.Kill(os.Getpid(), syscall.SIGKILL)
+				select {}
+			}
+		}
+	}
+	if err := c.serve(); err != nil {
+		fmt.Fprintln(os.Stderr, "server:", err)
+		return 1
+	}
+	return 0
+}
+
+func (c config) serve() error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	o := lifecycle.Options{Name: c.Name, StateDir: c.Root, Logger: log, DrainTimeout: c.Drain,
+		IdleGrace: c.Grace, StartTimeout: c.Start, ShutdownDelay: c.Delay}
+	if c.Probe != "" {
+		spec, err := health.Parse(c.Probe, health.Options{})
+		if err != nil {
+			return err
+		}
+		o.Probes = []health.Spec{spec}
+	}
+	switch c.Fail {
+	case "crash before":
+		os.Exit(7)
+	case "before ready":
+		o.BeforeReady = func() error { return fmt.Errorf("no luck") }
+	}
+	g, err := lifecycle.New(o)
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	var lns []net.Listener
+	for _, l := range c.Listen {
+		network, addr, _ := strings.Cut(l, " ")
+		for range max(c.Sockets, 1) {
+			ln, err := g.Listen(context.Background(), network, addr)
+			if err != nil {
+				return err
+			}
+			lns = append(lns, slowListener{ln, c.AcceptDelay})
+		}
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err != nil {
+			return
+		}
+		if d, err := time.ParseDuration(r.URL.Query().Get("delay")); err == nil {
+			time.Sleep(d)
+		}
+		w.Header().Set("Overlap-Generation", strconv.Itoa(g.Number()))
+		fmt.Fprintf(w, `{"bytes":%d,"pid":%d,"generation":%d}`, n, os.Getpid(), g.Number())
+	})
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) {
+		switch c.Fail {
+		case "unhealthy":
+			http.Error(w, "the database is gone", http.StatusServiceUnavailable)
+		case "crash in check":
+			os.Exit(8)
+		case "hang":
+			<-r.Context().Done()
+		default:
+			g.Readiness().ServeHTTP(w, r)
+		}
+	})
+	srv := &http.Server{Handler: mux}
+	switch c.Fail {
+	case "server fails":
+		g.Serve(lns[0], func(net.Listener) error { return fmt.Errorf("out of order") }, nil)
+	default:
+		g.HTTP(srv, lns...)
+	}
+	return g.Run(context.Background())
+}
+
+// slowListener takes its time before each accept.
+type slowListener struct {
+	net.Listener
+	delay time.Duration
+}
+
+func (l slowListener) Accept() (net.Conn, error) {
+	time.Sleep(l.delay)
+	return l.Listener.Accept()
+}
+
+// service is a service of test servers.
+type service struct {
+	t    testing.TB
+	c    config
+	file string
+	dir  *state.Dir
+
+	procs []*proc
+
+	mu  sync.Mutex
+	out bytes.Buffer
+}
+
+// proc is a test server that a test started by hand.
+type proc struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error
+}
+
+func (s *service) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.out.Write(p)
+}
+
+func (s *service) output() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.out.String()
+}
+
+// newService makes a service on free ports of the addresses ("tcp 127.0.0.1:0").
+func newService(t testing.TB, c config) *service {
+	t.Helper()
+	root, err := os.MkdirTemp("", "overlap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Name == "" {
+		c.Name = "web"
+	}
+	c.Root = root
+	for i, l := range c.Listen {
+		c.Listen[i] = freeAddress(t, l)
+	}
+	s := &service{t: t, c: c, file: filepath.Join(root, "config.json")}
+	s.write(c)
+	if s.dir, err = state.Open(root, c.Name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.clean)
+	return s
+}
+
+func freeAddress(t testing.TB, l string) string {
+	network, addr, _ := strings.Cut(l, " ")
+	if !strings.HasSuffix(addr, ":0") {
+		return l
+	}
+	ln, err := net.Listen(network, addr)
+	if err != nil {
+		t.Skipf("no %s here: %v", l, err)
+	}
+	defer ln.Close()
+	return fmt.Sprintf("%s %s%d", network, strings.TrimSuffix(addr, "0"), ln.Addr().(*net.TCPAddr).Port)
+}
+
+func (s *service) write(c config) {
+	data, err := json.Marshal(c)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	tmp := s.file + ".new"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.Rename(tmp, s.file); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// next changes what the generations to come do.
+func (s *service) next(change func(*config)) {
+	c := s.c
+	change(&c)
+	s.write(c)
+}
+
+// clean ends every process of the service, by its pid, and shows what was logged when the test failed.
+func (s *service) clean() {
+	for _, err := range s.stop() {
+		s.t.Error(err)
+	}
+	records, _ := s.dir.Generations()
+	for _, r := range records {
+		if r.Owner.Alive() {
+			s.t.Errorf("generation %d was still there", r.Generation)
+			syscall.Kill(r.Owner.PID, syscall.SIGKILL)
+		}
+	}
+	for _, p := range s.procs {
+		select {
+		case <-p.done:
+		case <-time.After(30 * time.Second):
+			s.t.Errorf("pid %d did not end", p.cmd.Process.Pid)
+			p.cmd.Process.Kill()
+			<-p.done
+		}
+	}
+	s.dir.Close()
+	os.RemoveAll(s.c.Root)
+	if s.t.Failed() {
+		out := s.output()
+		if len(out) > 8000 {
+			out = "…" + out[len(out)-8000:]
+		}
+		s.t.Logf("servers:\n%s", out)
+	}
+}
+
+// stop ends all generations and waits until they are gone.
+func (s *service) stop() (errs []error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	records, _ := s.dir.Generations()
+	for _, r := range records {
+		h, err := process.Open(r.Owner)
+		if err != nil {
+			continue
+		}
+		h.Signal(syscall.SIGTERM)
+		if err := h.Wait(ctx); err != nil {
+			h.Signal(syscall.SIGKILL)
+			errs = append(errs, fmt.Errorf("generation %d did not end: %w", r.Generation, err))
+		}
+		h.Close()
+	}
+	return errs
+}
+
+// start starts a generation by hand.
+func (s *service) start() *proc {
+	s.t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), envChild+"="+s.file)
+	cmd.Stdout, cmd.Stderr = s, s
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	p := &proc{cmd: cmd, done: make(chan struct{})}
+	go func() { p.err = cmd.Wait(); close(p.done) }()
+	s.procs = append(s.procs, p)
+	return p
+}
+
+// code waits for the end and returns the exit code.
+func (p *proc) code(t testing.TB) int {
+	t.Helper()
+	select {
+	case <-p.done:
+		return p.cmd.ProcessState.ExitCode()
+	case <-time.After(60 * time.Second):
+		t.Fatal("the process did not end")
+		return -1
+	}
+}
+
+// serving waits until a generation newer than after serves and returns its record.
+func (s *service) serving(after int) state.Record {
+	s.t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+		records, _ := s.dir.Generations()
+		for _, r := range records {
+			if r.State == state.Serving && r.Generation > after && s.dir.Owned(r.Generation) {
+				return r
+			}
+		}
+	}
+	s.t.Fatalf("no generation after %d serves\n%s", after, s.output())
+	return state.Record{}
+}
+
+// reload asks the generation that serves for the next one.
+func (s *service) reload() control.Outcome {
+	s.t.Helper()
+	r := s.serving(0)
+	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
+	defer cancel()
+	out, err := control.Dial(s.dir.SocketPath(r.Generation)).Reload(ctx, control.ReloadRequest{}, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return out
+}
+
+func (s *service) mustReload() {
+	s.t.Helper()
+	if out := s.reload(); out.Outcome != control.OutcomeSwitched {
+		s.t.Fatalf("reload: %+v\n%s", out, s.output())
+	}
+}
+
+// address is the i-th address to connect to.
+func (s *service) address(i int) string {
+	network, addr, _ := strings.Cut(s.c.Listen[i], " ")
+	a, err := reuse.ParseAddress(context.Background(), network, addr)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return a.Local().String()
+}
+
+// ask makes one request and returns the generation that answered.
+func (s *service) ask() (int, error) {
+	tr := &http.Transport{DisableKeepAlives: true}
+	defer tr.CloseIdleConnections()
+	c := http.Client{Transport: tr, Timeout: 20 * time.Second}
+	resp, err := c.Post("http://"+s.address(0)+"/echo", "text/plain", strings.NewReader("x"))
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	io.Copy(io.Discard, resp.Body)
+	return strconv.Atoi(resp.Header.Get("Overlap-Generation"))
+}
+
+func (s *service) mustAsk(want int) {
+	s.t.Helper()
+	if n, err := s.ask(); err != nil || n != want {
+		s.t.Fatalf("generation %d answered, %v; want %d\n%s", n, err, want, s.output())
+	}
+}
