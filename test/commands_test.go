@@ -88,6 +88,8 @@ type background struct {
 type startedKey struct{}
 
 func setup(env *testscript.Env) error {
+	// A program with the race detector waits a second before it exits, unless told otherwise.
+	env.Setenv("GORACE", "atexit_sleep_ms=20 "+os.Getenv("GORACE"))
 	root := filepath.Join(env.WorkDir, "state")
 	env.Setenv("OVERLAP_STATE_DIR", root)
 	program, err := exec.LookPath("overlap")
@@ -200,7 +202,7 @@ func start(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 // passed are the variables that a started process gets, where they are set.
-var passed = []string{"PATH", "HOME", "TMPDIR", "WORK", "XDG_RUNTIME_DIR", "OVERLAP_STATE_DIR",
+var passed = []string{"PATH", "HOME", "TMPDIR", "WORK", "GORACE", "XDG_RUNTIME_DIR", "OVERLAP_STATE_DIR",
 	"OVERLAP_LISTEN", "OVERLAP_DIR", "OVERLAP_DELAY"}
 
 func environment(ts *testscript.TestScript) []string {
