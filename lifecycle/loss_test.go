@@ -17,9 +17,14 @@ var lossAddresses = []string{"tcp 127.0.0.1:0", "tcp [::1]:0", "tcp [::]:0"}
 // service while f runs, and returns the account.
 func (s *service) load(f func()) *bench.Result {
 	s.t.Helper()
+	return s.loadAs(bench.Both, 128, time.Millisecond, f)
+}
+
+func (s *service) loadAs(mode bench.Mode, clients int, think time.Duration, f func()) *bench.Result {
+	s.t.Helper()
 	body := bytes.Repeat([]byte("x"), 300)
-	l := bench.Load{Address: s.address(0), Clients: 128, Method: "POST", Path: "/echo", Body: body,
-		Check: bench.CheckBytes(len(body)), Timeout: 60 * time.Second, Think: time.Millisecond}
+	l := bench.Load{Address: s.address(0), Clients: clients, Mode: mode, Method: "POST", Path: "/echo", Body: body,
+		Check: bench.CheckBytes(len(body)), Timeout: 60 * time.Second, Think: think}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	type end struct {
@@ -107,12 +112,16 @@ func TestLossIsSeen(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := config{Listen: []string{"tcp 127.0.0.1:0"}, Probe: "/healthz", Grace: time.Second}
 			off(&c)
+			mode, think := bench.Both, time.Millisecond
+			if c.AnnounceOff { // it matters to connections that are idle at the wrong moment
+				mode, think = bench.KeepAlive, 300*time.Microsecond
+			}
 			s := newService(t, c)
 			s.start()
 			last := s.serving(0)
 			var failed, requests int64
 			for round := 0; round < 40 && failed == 0; round++ {
-				r := s.load(func() {
+				r := s.loadAs(mode, 128, think, func() {
 					for range 5 {
 						if s.reload().Outcome == control.OutcomeSwitched {
 							last = s.serving(last.Generation)
