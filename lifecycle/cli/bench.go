@@ -202,7 +202,7 @@ func (r *benchRun) write(result *bench.Result, page *os.File) error {
 			return fmt.Errorf("write the report: %w", err)
 		}
 	}
-	out := result.Table()
+	out := result.Table() + "\n" + result.Outcome()
 	if r.json {
 		data, err := result.JSON()
 		if err != nil {

@@ -3,7 +3,10 @@ package cli
 import (
 	"fmt"
 	"io"
+	"os"
 	"time"
+
+	"golang.org/x/term"
 
 	"overlap/lifecycle/control"
 )
@@ -16,6 +19,28 @@ type progress struct {
 	service string
 	began   time.Time
 	open    bool // the terminal's line has no end yet
+}
+
+// width is how much fits into one line of the terminal; a longer one could not be rewritten.
+// 0 is not known.
+func (p *progress) width() int {
+	f, ok := p.to.(*os.File)
+	if !ok {
+		return 0
+	}
+	columns, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return max(columns-1, 0)
+}
+
+func cut(text string, width int) string {
+	runes := []rune(text)
+	if width <= 0 || len(runes) <= width {
+		return text
+	}
+	return string(runes[:width])
 }
 
 func newProgress(to io.Writer, service string) *progress {
@@ -34,7 +59,7 @@ func (p *progress) line(text string) {
 		fmt.Fprintln(p.to, text)
 		return
 	}
-	fmt.Fprintf(p.to, "\r\x1b[K%s", text)
+	fmt.Fprintf(p.to, "\r\x1b[K%s", cut(text, p.width()))
 	p.open = true
 }
 

@@ -36,3 +36,15 @@ func TestProgress(t *testing.T) {
 		}
 	}
 }
+
+func TestCut(t *testing.T) {
+	for _, test := range []struct {
+		text  string
+		width int
+		want  string
+	}{{"abc", 0, "abc"}, {"abc", 3, "abc"}, {"abc", 2, "ab"}, {"äöü", 2, "äö"}} {
+		if got := cut(test.text, test.width); got != test.want {
+			t.Errorf("%q at %d: %q", test.text, test.width, got)
+		}
+	}
+}
