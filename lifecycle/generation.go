@@ -122,6 +122,20 @@ func (g *Generation) Listen(ctx context.Context, network, addr string) (net.List
 	if err := g.enter(ctx); err != nil {
 		return nil, err
 	}
+	ln, err := g.listen(ctx, network, addr)
+	g.tellRefused(ctx, err)
+	return ln, err
+}
+
+// tellRefused lets whoever started this generation know why it is about to give up: the words
+// of a generation that ends before Run would be lost.
+func (g *Generation) tellRefused(ctx context.Context, err error) {
+	if err != nil && g.owner != nil {
+		g.owner.Tell(ctx, control.KindFailed, err.Error())
+	}
+}
+
+func (g *Generation) listen(ctx context.Context, network, addr string) (net.Listener, error) {
 	if g.guest != nil {
 		return g.guest.listen(ctx, network, addr)
 	}
@@ -153,6 +167,12 @@ func (g *Generation) ListenPacket(ctx context.Context, network, addr string) (ne
 	if err := g.enter(ctx); err != nil {
 		return nil, err
 	}
+	pc, err := g.listenPacket(ctx, network, addr)
+	g.tellRefused(ctx, err)
+	return pc, err
+}
+
+func (g *Generation) listenPacket(ctx context.Context, network, addr string) (net.PacketConn, error) {
 	if g.guest != nil {
 		return g.guest.listenPacket(ctx, network, addr)
 	}

@@ -48,19 +48,66 @@ func (g *Generation) Run(ctx context.Context) error {
 func (g *Generation) start(ctx context.Context, sig *signals) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	gone := make(chan struct{})
-	defer close(gone)
+	interrupted := g.interruptions(sig, cancel)
+	err := g.prepare(ctx)
+	if err == nil {
+		err = g.owner.Switch(ctx)
+	}
+	again := interrupted()
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
+			return cause
+		}
+		return err
+	}
+	again()
+	if err := notify.Send(fmt.Sprintf("READY=1\nMAINPID=%d", os.Getpid())); err != nil {
+		g.log.Warn("the service manager was not told", "error", err)
+	}
+	return nil
+}
+
+// interruptions cancels the start when something ends it. The function that it returns ends the
+// watching and returns one that says again what was heard: it came too late for the start, and
+// must not be lost.
+func (g *Generation) interruptions(sig *signals, cancel context.CancelCauseFunc) (end func() (again func())) {
+	gone, over := make(chan struct{}), make(chan struct{})
+	again := func() {}
 	go func() {
+		defer close(over)
 		select {
 		case s := <-sig.stops:
+			again = func() { offer(sig.stops, s) }
 			cancel(fmt.Errorf("stopped by %s while starting", s))
 		case <-g.owner.Stops():
+			again = g.Stop
 			cancel(errors.New("told to stop while starting"))
+		case <-g.stopping:
+			again = g.Stop
+			cancel(errors.New("stopped while starting"))
 		case err := <-g.servers.failed:
+			again = func() { offer(g.servers.failed, err) }
 			cancel(err)
 		case <-gone:
 		}
 	}()
+	return func() func() {
+		close(gone)
+		<-over
+		return again
+	}
+}
+
+// offer sends what has room.
+func offer[T any](c chan<- T, v T) {
+	select {
+	case c <- v:
+	default:
+	}
+}
+
+// prepare is the way to the moment before the switch.
+func (g *Generation) prepare(ctx context.Context) error {
 	g.servers.start()
 	trial.At("listening")
 	if err := g.owner.Settle(ctx); err != nil {
@@ -79,16 +126,7 @@ func (g *Generation) start(ctx context.Context, sig *signals) error {
 	}
 	trial.At("healthy")
 	g.owner.Tell(ctx, "healthy", "")
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	if err := g.owner.Switch(ctx); err != nil {
-		return err
-	}
-	if err := notify.Send(fmt.Sprintf("READY=1\nMAINPID=%d", os.Getpid())); err != nil {
-		g.log.Warn("the service manager was not told", "error", err)
-	}
-	return nil
+	return context.Cause(ctx)
 }
 
 // abandon ends a generation that never served.

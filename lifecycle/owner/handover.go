@@ -140,7 +140,7 @@ func (o *Owner) Switch(ctx context.Context) error {
 		r.Listeners = o.recordedLocked()
 	})
 	trial.At("recorded")
-	o.tellSwitched(ctx, took)
+	o.tellSwitched(context.WithoutCancel(ctx), took)
 	trial.At("told")
 	o.log.Info("serving", "switch", took)
 	o.unlock()

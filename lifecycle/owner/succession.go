@@ -34,6 +34,7 @@ func (o *Owner) serveSession(ctx context.Context, s *control.Session) {
 }
 
 func (o *Owner) answerLocked(s *control.Session, op string, body json.RawMessage) (any, error) {
+	trial.At("old " + op)
 	if op == opHello {
 		var h hello
 		if err := json.Unmarshal(body, &h); err != nil {
@@ -44,7 +45,6 @@ func (o *Owner) answerLocked(s *control.Session, op string, body json.RawMessage
 	if o.successor != s {
 		return nil, fmt.Errorf("%s: say hello first", op)
 	}
-	trial.At("old " + op)
 	switch op {
 	case opReserve:
 		var p place
