@@ -1,9 +1,9 @@
 package lifecycle_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -43,14 +44,17 @@ func TestMain(m *testing.M) {
 	}
 	netns.Enter()
 	flag.Parse()
+	// Tests that run in parallel mostly wait; the default is the number of CPUs.
+	flag.Set("test.parallel", "8")
 	goleak.VerifyTestMain(m)
 }
 
 // config is what a test server does; each generation reads it anew from a file.
 type config struct {
 	Name, Root string
-	Listen     []string // "tcp 127.0.0.1:80"
+	Listen     []string // "tcp 127.0.0.1:80", "unix /path", "udp 127.0.0.1:53"
 	Sockets    int
+	Separate   bool   // a server for each listener
 	Fail       string // see serveChild
 	KillAt     string // a step of the handover at which the process kills itself
 	Probe      string
@@ -60,6 +64,7 @@ type config struct {
 	Delay      time.Duration // ShutdownDelay
 
 	AcceptDelay time.Duration // makes the accept queue long
+	DeferAccept int           // seconds
 
 	SteeringOff, ProofOff, AnnounceOff bool
 }
@@ -90,15 +95,38 @@ func serveChild(path string) int {
 	}
 	if err := c.serve(); err != nil {
 		fmt.Fprintln(os.Stderr, "server:", err)
-		return 1
+		return exitCode(err)
 	}
 	return 0
 }
 
+// The exit codes of a test server tell the errors that a caller may branch on.
+const (
+	exitFailed = iota + 20
+	exitUnhealthy
+	exitBusy
+	exitStranger
+	exitOverlap
+	exitCut
+)
+
+func exitCode(err error) int {
+	for code, kind := range map[int]error{exitUnhealthy: lifecycle.ErrUnhealthy, exitBusy: lifecycle.ErrBusy,
+		exitStranger: lifecycle.ErrStranger, exitOverlap: lifecycle.ErrOverlap, exitCut: lifecycle.ErrCut} {
+		if errors.Is(err, kind) {
+			return code
+		}
+	}
+	return exitFailed
+}
+
 func (c config) serve() error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	var drains atomic.Bool
 	o := lifecycle.Options{Name: c.Name, StateDir: c.Root, Logger: log, DrainTimeout: c.Drain,
-		IdleGrace: c.Grace, StartTimeout: c.Start, ShutdownDelay: c.Delay}
+		IdleGrace: c.Grace, StartTimeout: c.Start, ShutdownDelay: c.Delay,
+		OnDrain:    func() { drains.Store(true) },
+		AfterDrain: func(r lifecycle.Report) { fmt.Fprintf(os.Stderr, "report: cut=%d hijacked=%d\n", r.Cut, r.Hijacked) }}
 	if c.Probe != "" {
 		spec, err := health.Parse(c.Probe, health.Options{})
 		if err != nil {
@@ -121,8 +149,19 @@ func (c config) serve() error {
 	for _, l := range c.Listen {
 		network, addr, _ := strings.Cut(l, " ")
 		for range max(c.Sockets, 1) {
+			if network == "udp" {
+				pc, err := g.ListenPacket(context.Background(), network, addr)
+				if err != nil {
+					return err
+				}
+				g.ServePacket(pc, echoDatagrams, nil)
+				continue
+			}
 			ln, err := g.Listen(context.Background(), network, addr)
 			if err != nil {
+				return err
+			}
+			if err := deferAccept(ln, c.DeferAccept); err != nil {
 				return err
 			}
 			lns = append(lns, slowListener{ln, c.AcceptDelay})
@@ -152,14 +191,74 @@ func (c config) serve() error {
 			g.Readiness().ServeHTTP(w, r)
 		}
 	})
-	srv := &http.Server{Handler: mux}
-	switch c.Fail {
-	case "server fails":
+	mux.HandleFunc("/same", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "the same for all generations\n") })
+	mux.HandleFunc("/talk", func(w http.ResponseWriter, r *http.Request) { talk(w, g) })
+	switch {
+	case c.Fail == "server fails":
 		g.Serve(lns[0], func(net.Listener) error { return fmt.Errorf("out of order") }, nil)
+	case c.Separate:
+		for _, ln := range lns {
+			g.HTTP(&http.Server{Handler: mux}, ln)
+		}
 	default:
-		g.HTTP(srv, lns...)
+		g.HTTP(&http.Server{Handler: mux}, lns...)
 	}
-	return g.Run(context.Background())
+	err = g.Run(context.Background())
+	select {
+	case <-g.Draining():
+		if !drains.Load() {
+			return fmt.Errorf("OnDrain was not called: %w", err)
+		}
+	default:
+	}
+	return err
+}
+
+// talk is a conversation as WebSockets have it: each line is answered, "drain" is said when the
+// generation ends, and the client closes.
+func talk(w http.ResponseWriter, g *lifecycle.Generation) {
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	var mu sync.Mutex
+	say := func(line string) {
+		mu.Lock()
+		defer mu.Unlock()
+		rw.WriteString(line)
+		rw.Flush()
+	}
+	say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: talk\r\nConnection: Upgrade\r\n\r\n")
+	over := make(chan struct{})
+	defer close(over)
+	go func() {
+		select {
+		case <-g.Draining():
+			say("drain\n")
+		case <-over:
+		}
+	}()
+	for {
+		line, err := rw.ReadString('\n')
+		if err != nil {
+			return
+		}
+		say(line)
+	}
+}
+
+func echoDatagrams(pc net.PacketConn) error {
+	buf := make([]byte, 64<<10)
+	for {
+		n, from, err := pc.ReadFrom(buf)
+		if err != nil {
+			return err
+		}
+		if _, err := pc.WriteTo(buf[:n], from); err != nil {
+			return err
+		}
+	}
 }
 
 // slowListener takes its time before each accept.
@@ -181,9 +280,8 @@ type service struct {
 	dir  *state.Dir
 
 	procs []*proc
-
-	mu  sync.Mutex
-	out bytes.Buffer
+	// out is a file, not a pipe: a process's end does not wait for those that it started.
+	out *os.File
 }
 
 // proc is a test server that a test started by hand.
@@ -193,16 +291,12 @@ type proc struct {
 	err  error
 }
 
-func (s *service) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.out.Write(p)
-}
-
 func (s *service) output() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.out.String()
+	out, err := os.ReadFile(s.out.Name())
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
 }
 
 // newService makes a service on free ports of the addresses ("tcp 127.0.0.1:0").
@@ -221,6 +315,9 @@ func newService(t testing.TB, c config) *service {
 	}
 	s := &service{t: t, c: c, file: filepath.Join(root, "config.json")}
 	s.write(c)
+	if s.out, err = os.OpenFile(filepath.Join(root, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if s.dir, err = state.Open(root, c.Name); err != nil {
 		t.Fatal(err)
 	}
@@ -232,6 +329,14 @@ func freeAddress(t testing.TB, l string) string {
 	network, addr, _ := strings.Cut(l, " ")
 	if !strings.HasSuffix(addr, ":0") {
 		return l
+	}
+	if network == "udp" {
+		pc, err := net.ListenPacket(network, addr)
+		if err != nil {
+			t.Skipf("no %s here: %v", l, err)
+		}
+		defer pc.Close()
+		return fmt.Sprintf("%s %s%d", network, strings.TrimSuffix(addr, "0"), pc.LocalAddr().(*net.UDPAddr).Port)
 	}
 	ln, err := net.Listen(network, addr)
 	if err != nil {
@@ -284,7 +389,8 @@ func (s *service) clean() {
 		}
 	}
 	s.dir.Close()
-	os.RemoveAll(s.c.Root)
+	defer os.RemoveAll(s.c.Root)
+	defer s.out.Close()
 	if s.t.Failed() {
 		out := s.output()
 		if len(out) > 8000 {
@@ -319,7 +425,7 @@ func (s *service) start() *proc {
 	s.t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), envChild+"="+s.file)
-	cmd.Stdout, cmd.Stderr = s, s
+	cmd.Stdout, cmd.Stderr = s.out, s.out
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -377,8 +483,11 @@ func (s *service) mustReload() {
 }
 
 // address is the i-th address to connect to.
-func (s *service) address(i int) string {
-	network, addr, _ := strings.Cut(s.c.Listen[i], " ")
+func (s *service) address(i int) string { return s.local(s.c.Listen[i]) }
+
+// local is an address of a config as one to connect to.
+func (s *service) local(l string) string {
+	network, addr, _ := strings.Cut(l, " ")
 	a, err := reuse.ParseAddress(context.Background(), network, addr)
 	if err != nil {
 		s.t.Fatal(err)
@@ -387,11 +496,13 @@ func (s *service) address(i int) string {
 }
 
 // ask makes one request and returns the generation that answered.
-func (s *service) ask() (int, error) {
+func (s *service) ask() (int, error) { return s.askAt(s.address(0)) }
+
+func (s *service) askAt(addr string) (int, error) {
 	tr := &http.Transport{DisableKeepAlives: true}
 	defer tr.CloseIdleConnections()
 	c := http.Client{Transport: tr, Timeout: 20 * time.Second}
-	resp, err := c.Post("http://"+s.address(0)+"/echo", "text/plain", strings.NewReader("x"))
+	resp, err := c.Post("http://"+addr+"/echo", "text/plain", strings.NewReader("x"))
 	if err != nil {
 		return 0, err
 	}
