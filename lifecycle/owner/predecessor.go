@@ -135,7 +135,7 @@ func (o *Owner) greet(ctx context.Context, r state.Record) (*predecessor, error)
 		}
 	}
 	switch {
-	case err != nil && !o.dir.Owned(r.Generation):
+	case err != nil && !o.lives(r.Generation):
 		return nil, nil // it died just now
 	case err != nil && r.State != state.Serving:
 		return nil, nil
