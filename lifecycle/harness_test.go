@@ -465,14 +465,19 @@ func (s *service) serving(after int) state.Record {
 // reload asks the generation that serves for the next one.
 func (s *service) reload() control.Outcome {
 	s.t.Helper()
-	r := s.serving(0)
-	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
-	defer cancel()
-	out, err := control.Dial(s.dir.SocketPath(r.Generation)).Reload(ctx, control.ReloadRequest{}, nil)
+	out, err := s.tryReload()
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return out
+}
+
+func (s *service) tryReload() (control.Outcome, error) {
+	s.t.Helper()
+	r := s.serving(0)
+	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
+	defer cancel()
+	return control.Dial(s.dir.SocketPath(r.Generation)).Reload(ctx, control.ReloadRequest{}, nil)
 }
 
 func (s *service) mustReload() {
