@@ -480,6 +480,17 @@ func (s *service) tryReload() (control.Outcome, error) {
 	return control.Dial(s.dir.SocketPath(r.Generation)).Reload(ctx, control.ReloadRequest{}, nil)
 }
 
+// status asks a generation what it is.
+func (s *service) status(generation int) (control.Generation, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	status, err := control.Dial(s.dir.SocketPath(generation)).Status(ctx)
+	if err != nil {
+		return control.Generation{}, err
+	}
+	return status.Generations[0], nil
+}
+
 func (s *service) mustReload() {
 	s.t.Helper()
 	if out := s.reload(); out.Outcome != control.OutcomeSwitched {
