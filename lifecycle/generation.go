@@ -61,6 +61,7 @@ type Generation struct {
 	owner    *owner.Owner
 	guest    *guest
 	ran      bool
+	closed   bool
 
 	servers  servers
 	watched  atomic.Bool // readiness says no
@@ -88,11 +89,11 @@ func New(o Options) (*Generation, error) {
 func (g *Generation) enter(ctx context.Context) error {
 	g.entering.Lock()
 	defer g.entering.Unlock()
+	if g.closed || g.ended.Load() {
+		return fmt.Errorf("generation: %w", os.ErrClosed)
+	}
 	if g.owner != nil || g.guest != nil {
 		return nil
-	}
-	if g.ran {
-		return fmt.Errorf("generation: %w", os.ErrClosed)
 	}
 	if g.guest = findGuest(ctx); g.guest != nil {
 		g.log = g.log.With("generation", g.guest.number)

@@ -45,7 +45,7 @@ func (g *Generation) Close() error {
 	if g.ran {
 		return nil
 	}
-	g.ran = true
+	g.ran, g.closed = true, true
 	if g.owner != nil {
 		g.owner.Close()
 	}
