@@ -2,6 +2,7 @@ package lifecycle_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -176,14 +177,7 @@ func TestSecondSignal(t *testing.T) {
 	s.connected(first.Generation, 1)
 	began := time.Now()
 	old.cmd.Process.Signal(syscall.SIGTERM)
-	for over := false; !over; { // one that follows at once counts as the same
-		select {
-		case <-old.done:
-			over = true
-		case <-time.After(300 * time.Millisecond):
-			old.cmd.Process.Signal(syscall.SIGTERM)
-		}
-	}
+	s.signalAgain(old)
 	if code := old.code(t); code != exitCut {
 		t.Errorf("exit code %d, want that of ErrCut, %d", code, exitCut)
 	}
@@ -193,6 +187,20 @@ func TestSecondSignal(t *testing.T) {
 	if took := time.Since(began); took < 250*time.Millisecond {
 		t.Errorf("the first signal cut, after %s", took)
 	}
+}
+
+// signalAgain sends a second signal to stop, once the first has been heard. One that follows
+// another within 200 ms counts as the same.
+func (s *service) signalAgain(p *proc) {
+	s.t.Helper()
+	eventually(s.t, func() error {
+		if !strings.Contains(s.output(), "signal=terminated") {
+			return errors.New("the first signal was not heard")
+		}
+		return nil
+	})
+	time.Sleep(300 * time.Millisecond)
+	p.cmd.Process.Signal(syscall.SIGTERM)
 }
 
 // slowRequest makes a request that takes a minute, and delivers how it ended.
