@@ -6,6 +6,10 @@ import (
 	"os"
 
 	"overlap/lifecycle/cli"
+	"overlap/lifecycle/launcher"
 )
 
-func main() { os.Exit(cli.Main(os.Args, os.Stdout, os.Stderr)) }
+func main() {
+	launcher.Main()
+	os.Exit(cli.Main(os.Args, os.Stdout, os.Stderr))
+}

@@ -101,6 +101,17 @@ func (a Address) Net() string {
 	return a.Network
 }
 
+// ExactAddress is the inverse of [Address.String] for a network of "tcp" or "udp".
+func ExactAddress(network, addr string, v6only bool) (Address, error) {
+	ap, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return Address{}, fmt.Errorf("address %q: %w", addr, err)
+	}
+	ip := ap.Addr()
+	v6only = v6only || ip.Is6() && !ip.Is4In6() && !ip.IsUnspecified()
+	return Address{Network: network, AddrPort: ap, V6Only: v6only}, nil
+}
+
 // Local is the address a process of this machine reaches the sockets at: the loopback
 // address for a wildcard.
 func (a Address) Local() netip.AddrPort {
@@ -111,7 +122,7 @@ func (a Address) Local() netip.AddrPort {
 			ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 		}
 	}
-	return netip.AddrPortFrom(ip, a.AddrPort.Port())
+	return netip.AddrPortFrom(ip.Unmap(), a.AddrPort.Port())
 }
 
 // hasLoopback6 reports whether ::1 is an address of this network namespace.

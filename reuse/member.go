@@ -85,6 +85,11 @@ func (m *Member) inodesLocked() []uint64 {
 	return all
 }
 
+// ErrUnreachable is what the control function of a socket in other hands returns where its
+// descriptor can't be had. Such a socket has no gate: it is out of clients' reach by the
+// steering alone.
+var ErrUnreachable = errors.New("the socket is out of reach")
+
 // Adopt counts a socket that another process holds among the member's. control calls its
 // argument with a descriptor of the socket that is valid during that call; the socket should
 // have been given to [Share] before it joined. The member never closes it.
@@ -143,6 +148,55 @@ func (m *Member) Anchor() error {
 	}
 	fd := m.holders[0].fd
 	return m.steerAloneLocked(func(f func(fd int) error) error { return f(fd) })
+}
+
+// AnchorBehind is [Member.Anchor] in a group whose sockets all serve and that nobody steers,
+// or steers by places that may be wrong by now: the placeholder joins behind them and gets
+// nothing. control calls its argument with a descriptor of one of them.
+func (m *Member) AnchorBehind(control func(func(fd int) error) error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.holders) > 0 || !steering {
+		return nil
+	}
+	n, err := population(m.addr)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return fmt.Errorf("placeholder on %s: nobody listens there", m.addr)
+	}
+	places := make([]int, n)
+	for i := range places {
+		places[i] = i
+	}
+	p := serveProgram(m.addr.Network, places)
+	// A socket that never shared its port is in no array yet; then this has no effect, and
+	// for the moment until the next attach the hash may pick the placeholder.
+	control(func(fd int) error { return attach(fd, p) })
+	if err := m.addHolderLocked(); err != nil {
+		return err
+	}
+	return attach(m.holders[0].fd, p)
+}
+
+// ForUser makes the member's placeholders belong to another effective user, since a group has
+// one. It does nothing where they do.
+func (m *Member) ForUser(uid int) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.uid == uid || !steering {
+		return nil
+	}
+	m.uid = uid
+	had := len(m.holders)
+	m.closeHoldersLocked(slices.Clone(m.holders))
+	for range had {
+		if err := m.addHolderLocked(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (m *Member) addHolderLocked() error {
@@ -342,7 +396,8 @@ func (m *Member) openLocked() error {
 		if s.gone {
 			continue
 		}
-		if err := s.control(func(fd int) error { return openGate(fd, m.addr) }); err != nil {
+		err := s.control(func(fd int) error { return openGate(fd, m.addr) })
+		if err != nil && !errors.Is(err, ErrUnreachable) {
 			return fmt.Errorf("open the gate of %s: %w", m.addr, err)
 		}
 	}
@@ -444,10 +499,16 @@ func (m *Member) Leave() {
 			leaving = append(leaving, s)
 		}
 	}
+	hidden := 0
+	for _, s := range m.sockets {
+		if !s.gone && s.close == nil && steering && s.control(hide) == nil {
+			hidden++ // its holder closes it
+		}
+	}
 	for _, h := range m.holders {
 		hide(h.fd)
 	}
-	if len(leaving)+len(m.holders) == 0 {
+	if len(leaving)+len(m.holders)+hidden == 0 {
 		return
 	}
 	if steering {

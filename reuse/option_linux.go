@@ -88,6 +88,53 @@ func Share(fd int, a Address) error {
 	return closeGate(fd, a)
 }
 
+// ShareOpen makes a socket share its port and leaves its gate open: for one that is not known to
+// become a listener, or that serves already. ipv4 is the socket's family.
+func ShareOpen(fd int, ipv4 bool) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+		return os.NewSyscallError("setsockopt SO_REUSEPORT", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return os.NewSyscallError("setsockopt SO_REUSEADDR", err)
+	}
+	if !ipv4 {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MINHOPCOUNT, locatorHops+1); err != nil {
+			return os.NewSyscallError("setsockopt IPV6_MINHOPCOUNT", err)
+		}
+	}
+	return os.NewSyscallError("setsockopt IP_MINTTL", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, locatorHops+1))
+}
+
+// Hide takes a listener out of lookups; what it holds still completes. Undoing it needs a
+// privilege.
+func Hide(fd int) error { return hide(fd) }
+
+// TryBind reports whether a socket that shares its port can be bound to the address now.
+func TryBind(a Address) error {
+	family := unix.AF_INET6
+	if a.Is4() {
+		family = unix.AF_INET
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	if err := Share(fd, a); err != nil {
+		return err
+	}
+	if family == unix.AF_INET6 && !a.V6Only {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0); err != nil {
+			return os.NewSyscallError("setsockopt IPV6_V6ONLY", err)
+		}
+	}
+	sa, err := sockaddr(a)
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("bind", unix.Bind(fd, sa))
+}
+
 // newPlaceholder opens a socket in the group of an address that answers nobody. uid is the
 // user its sockets must have; -1: the process's own.
 func newPlaceholder(a Address, uid int) (int, error) {

@@ -77,6 +77,7 @@ func (p *program) app() *urfave.App {
 func (p *program) commands() []*urfave.Command {
 	return []*urfave.Command{
 		p.serveCommand(),
+		p.runCommand(),
 		p.reloadCommand(),
 		p.statusCommand(),
 		p.stopCommand(),

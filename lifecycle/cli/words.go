@@ -16,6 +16,7 @@ import (
 	"overlap/lifecycle"
 	"overlap/lifecycle/bench"
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/launcher"
 	"overlap/lifecycle/owner"
 	"overlap/lifecycle/state"
 )
@@ -170,6 +171,10 @@ func explain(err error) (text, hint string, code int) {
 		hint = "take that right away: chmod go-w " + directoryIn(text)
 	case errors.Is(err, fs.ErrPermission) && strings.Contains(text, "belongs to"):
 		hint = `keep state elsewhere: overlap --state-dir "$HOME/.overlap" serve`
+	}
+	var exit *launcher.ExitError
+	if errors.As(err, &exit) {
+		code = exit.Code
 	}
 	return text, hint, code
 }

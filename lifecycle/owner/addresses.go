@@ -12,10 +12,15 @@ import (
 // Member returns the generation's member of the group of an address: the same for the same
 // address. Strangers on the port are refused, and the serving generation readies its group.
 func (o *Owner) Member(ctx context.Context, a reuse.Address) (*reuse.Member, error) {
+	return o.MemberOf(ctx, a, o.cfg.UID)
+}
+
+// MemberOf is Member for sockets of the effective user uid.
+func (o *Owner) MemberOf(ctx context.Context, a reuse.Address, uid int) (*reuse.Member, error) {
 	if m := o.member(a.Network, a.String()); m != nil && a.AddrPort.Port() != 0 {
 		return m, nil
 	}
-	joined := &address{member: reuse.Open(a, o.cfg.UID)}
+	joined := &address{member: reuse.Open(a, uid)}
 	if a.AddrPort.Port() != 0 {
 		shared, err := o.compare(a)
 		if err != nil {
@@ -78,11 +83,10 @@ func (o *Owner) compare(a reuse.Address) (*listener, error) {
 		if l.Network != a.Network {
 			continue
 		}
-		b, err := reuse.ParseAddress(context.Background(), l.Network, l.Address)
+		b, err := reuse.ExactAddress(l.Network, l.Address, l.V6Only)
 		if err != nil {
 			continue
 		}
-		b.V6Only = l.V6Only
 		equal, overlap := reuse.Overlaps(a.AddrPort, b.AddrPort, a.V6Only, b.V6Only)
 		switch {
 		case equal:

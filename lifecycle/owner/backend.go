@@ -18,11 +18,11 @@ func (b *backend) Status(context.Context) (control.Status, error) {
 
 // Status describes the generation.
 func (o *Owner) Status() control.Status {
-	listeners := o.listeners()
+	listeners, connections := o.listeners(), o.cfg.Body.Connections()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	g := control.Generation{Generation: o.number, PID: o.record.Owner.PID, State: o.record.State,
-		Connections: o.cfg.Body.Connections(), Started: o.record.Started, Switched: o.record.Switched,
+		Connections: connections, Started: o.record.Started, Switched: o.record.Switched,
 		Command: o.record.Command}
 	if o.cfg.Launched {
 		g.Owner, g.PID = g.PID, 0

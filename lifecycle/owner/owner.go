@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"overlap/lifecycle/control"
@@ -37,6 +38,8 @@ type Config struct {
 	StartTimeout time.Duration
 	Body         Body
 	Log          *slog.Logger
+	// Adopt, if not nil, describes a program that is taken over as if its launcher had died.
+	Adopt *state.Record
 	// UID is the effective user of the generation's sockets; -1 is the process's own.
 	UID int
 }
@@ -73,6 +76,7 @@ type Owner struct {
 	watch      watch
 	reloading  sync.Mutex
 	closing    sync.Once
+	alone      atomic.Bool // the predecessor has let go of its sockets
 }
 
 // address is one of the generation's: a member of a group, or a unix path.
@@ -212,7 +216,7 @@ func Orphan(r state.Record) bool {
 }
 
 func listens(network, addr string, ino uint64) bool {
-	a, err := reuse.ParseAddress(context.Background(), network, addr)
+	a, err := reuse.ExactAddress(network, addr, false)
 	if err != nil {
 		return false
 	}

@@ -63,19 +63,29 @@ func (o *Owner) Expected() []reuse.Address {
 		if l.Network == "unix" {
 			continue
 		}
-		a, err := reuse.ParseAddress(context.Background(), l.Network, l.Address)
+		a, err := reuse.ExactAddress(l.Network, l.Address, l.V6Only)
 		if err != nil {
 			continue
 		}
-		a.V6Only = l.V6Only
 		all = append(all, a)
 	}
 	return all
 }
 
+// CanReturn reports whether the predecessor still listens, so that it takes its connections
+// back when this generation ends at once.
+func (o *Owner) CanReturn() bool {
+	p := o.predecessor
+	return p != nil && p.session != nil && !p.gone() && !o.alone.Load()
+}
+
 // find looks for the generation that serves. The newest that says so is asked first; one that
 // drains may have to take its connections back, because its successor died a moment ago.
 func (o *Owner) find(ctx context.Context) error {
+	if r := o.cfg.Adopt; r != nil {
+		o.predecessor = &predecessor{number: r.Generation, owner: r.Owner, orphan: r, listeners: recordedListeners(*r)}
+		return nil
+	}
 	records, _ := o.dir.Generations()
 	slices.SortStableFunc(records, func(a, b state.Record) int { return rank(b) - rank(a) })
 	for _, r := range records {
@@ -159,6 +169,7 @@ func (o *Owner) greet(ctx context.Context, r state.Record) (*predecessor, error)
 // fromPredecessor answers what the predecessor says.
 func (o *Owner) fromPredecessor(_ context.Context, op string, _ json.RawMessage) (any, error) {
 	if op == opReleased {
+		o.alone.Store(true)
 		o.log.Debug("the old generation has let go of its sockets")
 		return nil, nil
 	}

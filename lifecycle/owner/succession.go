@@ -81,7 +81,7 @@ func (o *Owner) answerLocked(s *control.Session, op string, body json.RawMessage
 
 // helloLocked meets a newcomer. A successor that died a moment ago is got over first.
 func (o *Owner) helloLocked(s *control.Session, h hello) (any, error) {
-	if o.successor != nil && !o.dir.Owned(o.follower) {
+	if o.successor != nil && !o.lives(o.follower) {
 		o.brokenLocked()
 	}
 	w := welcome{Generation: o.number, Supervised: o.cfg.Supervised}
@@ -120,10 +120,12 @@ func (o *Owner) brokenLocked() {
 	o.successor = nil
 	o.watch.broken(o.follower)
 	switch {
-	case o.released, o.final && o.handed, o.handed && o.Superseding():
+	case o.released, o.final && o.handed:
 		return
 	case o.handed && o.lives(o.follower):
 		o.log.Warn("the session with the new generation broke, but it lives", "successor", o.follower)
+		return
+	case o.handed && o.Superseding(): // one newer than the successor
 		return
 	case o.handed:
 		o.handed = false
@@ -139,14 +141,16 @@ func (o *Owner) brokenLocked() {
 	}
 }
 
-// lives reports whether a generation's owner exists. Its lock goes a moment after its session
-// when the process is killed.
+// dyingTime is how long a killed process may take from the end of its session to that of its
+// lock: the kernel closes one descriptor after the other.
+const dyingTime = time.Second
+
+// lives reports whether a generation's owner exists, and is not just dying.
 func (o *Owner) lives(generation int) bool {
-	for range 20 {
+	for end := time.Now().Add(dyingTime); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if !o.dir.Owned(generation) {
 			return false
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 	return true
 }

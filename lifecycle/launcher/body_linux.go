@@ -1,0 +1,104 @@
+package launcher
+
+import (
+	"context"
+	"time"
+
+	"overlap/lifecycle/control"
+	"overlap/lifecycle/owner"
+)
+
+// body is a generation as its owner sees it.
+type body generation
+
+var _ owner.Body = (*body)(nil)
+
+// Announce has nothing to say: the program knows nothing of it.
+func (b *body) Announce() {}
+
+// Resume has nothing to take back.
+func (b *body) Resume() {}
+
+// Linger gives the program's connections time to end, since a program without a graceful
+// shutdown cuts them. One that says that it drains by itself is spared the wait.
+func (b *body) Linger(ctx context.Context) {
+	g := (*generation)(b)
+	if g.selfDrains.Load() || g.holding.Load() || g.l.opt.StopDelay <= 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.l.opt.StopDelay)
+	defer cancel()
+	awaitNone(ctx, g.program.gone(), g.sockets.connections)
+}
+
+// awaitNone waits until count is 0.
+func awaitNone(ctx context.Context, gone <-chan struct{}, count func() int) {
+	for pause := 5 * time.Millisecond; count() > 0; pause = min(pause*2, 200*time.Millisecond) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-gone:
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Finish sends the stop signal, and SIGKILL when ctx ends.
+func (b *body) Finish(ctx context.Context) owner.Report {
+	g := (*generation)(b)
+	before := g.sockets.connections()
+	g.stopped.Store(true)
+	g.program.signal(g.l.opt.StopSignal)
+	r := owner.Report{}
+	select {
+	case <-g.program.gone():
+		r.Finished = before
+	case <-ctx.Done():
+		r.Cut = g.sockets.connections()
+		r.Finished = max(before-r.Cut, 0)
+		g.log.Warn("the program did not end in time, it is killed", "connections", r.Cut)
+	}
+	g.program.kill()
+	return r
+}
+
+func (b *body) Connections() int { return b.sockets.connections() }
+
+// Spawn starts the next generation in this launcher.
+func (b *body) Spawn(req control.ReloadRequest, token string) (owner.Spawned, error) {
+	l := (*generation)(b).l
+	l.mu.Lock()
+	r := request{command: l.command, dir: l.dir, env: l.env, token: token, timeout: req.Timeout}
+	l.mu.Unlock()
+	if len(req.Command) > 0 {
+		r.command = req.Command
+	}
+	if req.Directory != "" {
+		r.dir = req.Directory
+	}
+	if req.Env != nil {
+		r.env = req.Env
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &spawned{cancel: cancel, done: make(chan struct{})}
+	next := l.newGeneration(r)
+	go func() {
+		defer cancel()
+		if s.err = next.start(ctx); s.err != nil {
+			close(s.done)
+		}
+	}()
+	return s, nil
+}
+
+// spawned is a generation that starts.
+type spawned struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	err    error
+}
+
+func (s *spawned) Done() <-chan struct{} { return s.done }
+func (s *spawned) Err() error            { return s.err }
+func (s *spawned) Kill()                 { s.cancel() }

@@ -1,0 +1,40 @@
+package launcher
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/joho/godotenv"
+)
+
+// environment is the program's: the request's, the file's, and what the launcher tells it.
+// What speaks of the launcher's own sockets and manager is not passed on.
+func (g *generation) environment() ([]string, error) {
+	env := slices.DeleteFunc(slices.Clone(g.req.env), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		switch name {
+		case "NOTIFY_SOCKET", "OVERLAP_HANDOVER", "OVERLAP_OWNER", "OVERLAP_NAME", "OVERLAP_GENERATION", "SYSTEMD_EXEC_PID":
+			return true
+		}
+		return strings.HasPrefix(name, "LISTEN_") || strings.HasPrefix(name, "WATCHDOG_")
+	})
+	if file := g.l.opt.EnvFile; file != "" {
+		more, err := godotenv.Read(file)
+		if err != nil {
+			return nil, fmt.Errorf("environment file %s: %w", file, err)
+		}
+		for name, value := range more {
+			env = append(env, name+"="+value)
+		}
+	}
+	if g.req.dir != "" {
+		env = append(env, "PWD="+g.req.dir)
+	}
+	return append(env,
+		"OVERLAP_NAME="+g.l.opt.Name,
+		"OVERLAP_GENERATION="+strconv.Itoa(g.owner.Number()),
+		"OVERLAP_OWNER="+g.owner.Dir().SocketPath(g.owner.Number()),
+		g.notify.Env()), nil
+}

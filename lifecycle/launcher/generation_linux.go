@@ -1,0 +1,351 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"overlap/health"
+	"overlap/health/notify"
+	"overlap/lifecycle/internal/trial"
+	"overlap/lifecycle/owner"
+)
+
+// errNeverReady is wrapped by the errors of a program that did not get so far.
+var errNeverReady = errors.New("the program never became ready")
+
+// request is what a generation is made of.
+type request struct {
+	command []string
+	dir     string
+	env     []string
+	token   string
+	timeout time.Duration // of the start; 0 is the launcher's
+}
+
+// generation is one program as a generation of the service.
+type generation struct {
+	l       *launcher
+	req     request
+	log     *slog.Logger
+	owner   *owner.Owner
+	program *program
+	sockets *sockets
+	notify  *notify.Socket
+
+	stops      chan time.Duration
+	cutting    chan struct{}
+	handedOver atomic.Bool
+	holding    atomic.Bool
+	selfDrains atomic.Bool // it uses the library, or says so
+	stopped    atomic.Bool // it was sent the stop signal
+	restarting chan struct{}
+	done       chan struct{} // closed when it is over
+	err        error
+}
+
+func (l *launcher) newGeneration(r request) *generation {
+	g := &generation{l: l, req: r, log: l.log, stops: make(chan time.Duration, 1), cutting: make(chan struct{}),
+		restarting: make(chan struct{}), done: make(chan struct{})}
+	g.sockets = newSockets(g)
+	l.mu.Lock()
+	l.all[g] = true
+	l.mu.Unlock()
+	return g
+}
+
+// start is the way to the switch. When it fails the generation is over, and the one before
+// serves on. When it succeeds the generation serves in a goroutine of its own.
+func (g *generation) start(ctx context.Context) error {
+	timeout := g.req.timeout
+	if timeout <= 0 {
+		timeout = g.l.opt.StartTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	err := g.begin(ctx, timeout)
+	if err == nil {
+		g.l.events <- happening{kind: switchedTo, gen: g}
+		go g.serve()
+		return nil
+	}
+	if g.owner != nil {
+		g.owner.Tell(context.WithoutCancel(ctx), "failed", err.Error())
+	}
+	g.program.kill()
+	g.over(err)
+	return err
+}
+
+func (g *generation) begin(ctx context.Context, timeout time.Duration) error {
+	l := g.l
+	adopted, err := l.adoptee(g)
+	if err != nil {
+		return err
+	}
+	o, err := owner.Enter(ctx, owner.Config{Name: l.opt.Name, Default: l.isDefault, Root: l.root,
+		Command: g.req.command, Directory: g.req.dir, Launched: true, Supervised: supervised(), Token: g.req.token,
+		StartTimeout: timeout, Body: (*body)(g), Log: l.log, UID: -1, Adopt: adopted})
+	if err != nil {
+		return err
+	}
+	g.owner = o
+	g.log = l.log.With("generation", o.Number())
+	if err := l.readyOrphan(ctx, g); err != nil {
+		return err
+	}
+	if err := g.listenNotify(); err != nil {
+		return err
+	}
+	trial.At("entered")
+	if g.program, err = startProgram(g); err != nil {
+		return err
+	}
+	o.Record(g.program.identity())
+	trial.At("started")
+	if err := g.sockets.await(ctx); err != nil {
+		return err
+	}
+	trial.At("listening")
+	if err := o.Settle(ctx); err != nil {
+		return err
+	}
+	trial.At("settled")
+	if err := g.check(ctx, timeout); err != nil {
+		return err
+	}
+	trial.At("healthy")
+	o.Tell(ctx, "healthy", "")
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if err := o.Switch(ctx); err != nil {
+		return err
+	}
+	g.sockets.follow()
+	g.l.terminal.give(g.program.pid())
+	g.l.drainOrphan(g)
+	if err := notify.Send(fmt.Sprintf("READY=1\nMAINPID=%d", os.Getpid())); err != nil {
+		g.log.Warn("the service manager was not told", "error", err)
+	}
+	return nil
+}
+
+// listenNotify opens the generation's own NOTIFY_SOCKET.
+func (g *generation) listenNotify() error {
+	path := g.owner.Dir().Path() + fmt.Sprintf("/%d.notify", g.owner.Number())
+	s, err := notify.Listen(path, func(m notify.Message) bool {
+		if !g.mine(m.Pid) {
+			return false
+		}
+		if m.Vars["X_OVERLAP_DRAINS"] == "1" {
+			g.selfDrains.Store(true)
+		}
+		return true
+	})
+	if err != nil {
+		return fmt.Errorf("notify socket: %w", err)
+	}
+	g.notify = s
+	return nil
+}
+
+// mine reports whether a process is of the generation's program.
+func (g *generation) mine(pid int) bool {
+	for _, p := range g.program.tree() {
+		if p == pid {
+			return true
+		}
+	}
+	return false
+}
+
+// check waits for the probes.
+func (g *generation) check(ctx context.Context, timeout time.Duration) error {
+	var addresses []health.Address
+	for _, a := range g.owner.Addresses() {
+		addresses = append(addresses, health.Address{Network: a[0], Addr: a[1]})
+	}
+	private, err := newRelay(g, addresses)
+	if err != nil {
+		return err
+	}
+	defer private.close()
+	gate := health.Gate{StartTimeout: timeout}
+	err = gate.Wait(ctx, health.Target{Dial: g.owner.Dial, Addresses: addresses,
+		Env: append(slices.Clone(g.program.env), private.env()...), Dir: g.req.dir, Start: g.l.reaper.start,
+		Ready: g.notify.Ready(), Gone: g.program.gone(), Alive: g.program.alive}, g.l.opt.Probes...)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errNeverReady, err)
+	}
+	return nil
+}
+
+// serve waits for the generation's end.
+func (g *generation) serve() {
+	for {
+		handover := false
+		select {
+		case <-g.owner.Superseded():
+			handover = true
+			g.log.Info("a newer generation serves, draining")
+		case d := <-g.stops:
+			handover = g.owner.Superseding()
+			if d > 0 {
+				g.l.opt.DrainTimeout = d
+			}
+		case req := <-g.owner.Stops():
+			if g.l.stop(syscall.SIGTERM, req.Timeout) {
+				continue // it comes back through stops
+			}
+		case <-g.program.gone():
+			if g.crashed() {
+				continue
+			}
+			return
+		}
+		if errors.Is(g.drain(handover), owner.ErrTakenBack) {
+			g.l.events <- happening{kind: tookBack, gen: g}
+			continue
+		}
+		g.handedOver.Store(handover)
+		g.over(g.endOfProgram())
+		return
+	}
+}
+
+// crashed deals with the end of a program that nobody asked for. It reports true where the
+// generation goes on without a program, until its successor has started.
+func (g *generation) crashed() bool {
+	g.log.Warn("the program ended", "status", g.program.words())
+	if g.owner.CanReturn() || g.l.isStopping() {
+		err := g.endOfProgram()
+		g.over(err)
+		return false
+	}
+	g.holding.Store(true)
+	g.hold()
+	g.l.events <- happening{kind: crashed, gen: g}
+	select {
+	case <-g.owner.Superseded():
+		g.drain(true)
+		g.over(nil)
+	case <-g.stops:
+		g.over(nil)
+	case <-g.restarting: // given up
+		g.over(g.endOfProgram())
+	}
+	return false
+}
+
+// hold keeps clients waiting at the placeholders.
+func (g *generation) hold() {
+	if g.l.opt.Hold <= 0 {
+		g.letGo()
+		return
+	}
+	for _, m := range g.owner.Members() {
+		if m.Address().Network == "udp" {
+			continue
+		}
+		for _, ino := range m.Inodes() {
+			m.Drop(ino)
+		}
+		if err := m.Hold(); err != nil {
+			g.log.Warn("clients are not kept waiting", "address", m.Address(), "error", err)
+		}
+	}
+}
+
+// letGo refuses clients from now on.
+func (g *generation) letGo() {
+	for _, m := range g.owner.Members() {
+		m.Leave()
+	}
+}
+
+// drain ends the program from outside.
+func (g *generation) drain(handover bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), g.l.opt.DrainTimeout)
+	defer cancel()
+	finished := make(chan struct{})
+	defer close(finished)
+	go func() {
+		select {
+		case <-g.cutting:
+			g.owner.Final()
+			cancel()
+		case <-finished:
+		}
+	}()
+	if !handover {
+		notify.Send("STOPPING=1")
+	}
+	r, err := g.owner.Drain(ctx, handover)
+	if err != nil {
+		return err
+	}
+	g.log.Info("drained", "finished", r.Finished, "cut", r.Cut, "backlog", r.Backlog, "total", r.Total,
+		"handover", handover, "status", g.program.words())
+	return nil
+}
+
+// over closes what the generation has, and tells the launcher.
+func (g *generation) over(err error) {
+	g.sockets.close()
+	if g.owner != nil {
+		g.owner.Close()
+	}
+	if g.notify != nil {
+		g.notify.Close()
+	}
+	g.program.close()
+	g.err = err
+	close(g.done)
+	g.l.events <- happening{kind: ended, gen: g, err: err}
+}
+
+// endOfProgram is what the launcher ends with when this was its last program.
+func (g *generation) endOfProgram() error {
+	code, ok := g.program.code()
+	if !ok || code == 0 || g.stopped.Load() && code == exitSignalBase+int(g.l.opt.StopSignal) {
+		return nil
+	}
+	return &ExitError{Code: code, Err: fmt.Errorf("the program ended with %s", g.program.words())}
+}
+
+func (g *generation) exitCode() (int, bool) {
+	if g.program == nil {
+		return 0, false
+	}
+	return g.program.code()
+}
+
+func (g *generation) stop(timeout time.Duration) {
+	select {
+	case g.stops <- timeout:
+	default:
+	}
+}
+
+func (g *generation) cut() {
+	select {
+	case <-g.cutting:
+	default:
+		close(g.cutting)
+	}
+}
+
+func (g *generation) signal(s syscall.Signal) { g.program.signal(s) }
+
+// supervised reports whether this process must not exit: it is PID 1, or a service manager's
+// main process.
+func supervised() bool {
+	return os.Getpid() == 1 || os.Getenv("SYSTEMD_EXEC_PID") == fmt.Sprint(os.Getpid())
+}

@@ -1,0 +1,340 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"overlap/lifecycle/control"
+	"overlap/lifecycle/owner"
+	"overlap/lifecycle/state"
+	"overlap/reuse"
+)
+
+// launcher is one service's.
+type launcher struct {
+	opt       Options
+	log       *slog.Logger
+	root      string
+	isDefault bool // the name
+	reaper    *reaper
+	terminal  *terminal
+	declared  []reuse.Address
+
+	mu       sync.Mutex
+	command  []string // of the generation that serves
+	dir      string
+	env      []string
+	current  *generation
+	all      map[*generation]bool
+	stopping bool
+
+	events chan happening
+}
+
+// happening is what a generation tells the launcher.
+type happening struct {
+	kind happeningKind
+	gen  *generation
+	err  error
+}
+
+type happeningKind int
+
+const (
+	switchedTo happeningKind = iota // gen serves
+	crashed                         // its program ended by itself while it served
+	tookBack                        // it serves again, since its successor died
+	ended                           // it is over
+)
+
+// Run starts the command as a generation, serves, and returns when the last of its generations
+// has ended: nil after a clean end, an [ExitError] else. ctx's end stops it. It changes
+// process-wide things (signals, children, the terminal) and is called once.
+func Run(ctx context.Context, o Options) error {
+	l, err := newLauncher(o)
+	if err != nil {
+		return &ExitError{ExitOwnFailure, err}
+	}
+	defer l.close()
+	return l.run(ctx)
+}
+
+func newLauncher(o Options) (*launcher, error) {
+	if err := o.defaults(); err != nil {
+		return nil, err
+	}
+	l := &launcher{opt: o, command: o.Command, dir: o.Dir, env: o.Env, all: map[*generation]bool{},
+		events: make(chan happening, 16)}
+	if l.opt.Name == "" {
+		l.opt.Name, l.isDefault = state.DefaultName(o.Command[0]), true
+	}
+	l.log = o.Log.With("service", l.opt.Name)
+	if l.dir == "" {
+		l.dir = workingDirectory()
+	} else if abs, err := filepath.Abs(l.dir); err == nil {
+		l.dir = abs
+	}
+	if l.env == nil {
+		l.env = os.Environ()
+	}
+	var err error
+	if l.declared, err = parseListen(o.Listen); err != nil {
+		return nil, err
+	}
+	if l.root, err = state.Root(o.StateDir, os.Getenv); err != nil {
+		return nil, err
+	}
+	if l.reaper, err = newReaper(l.log); err != nil {
+		return nil, err
+	}
+	l.terminal = findTerminal()
+	return l, nil
+}
+
+func (l *launcher) close() {
+	l.terminal.restore()
+	l.reaper.close()
+}
+
+func parseListen(listen []string) ([]reuse.Address, error) {
+	var all []reuse.Address
+	for _, addr := range listen {
+		network := "tcp"
+		if rest, ok := cutNetwork(addr, "udp:"); ok {
+			network, addr = "udp", rest
+		} else if rest, ok := cutNetwork(addr, "tcp:"); ok {
+			addr = rest
+		}
+		a, err := reuse.ParseAddress(context.Background(), network, addr)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
+func cutNetwork(addr, prefix string) (string, bool) {
+	if len(addr) > len(prefix) && addr[:len(prefix)] == prefix {
+		return addr[len(prefix):], true
+	}
+	return addr, false
+}
+
+// run is the launcher's story.
+func (l *launcher) run(ctx context.Context) error {
+	sig := l.signals()
+	defer sig.stop()
+	first := l.newGeneration(request{command: l.command, dir: l.dir, env: l.env})
+	starting, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	began := make(chan error, 1)
+	go func() { began <- first.start(starting) }()
+	for {
+		select {
+		case err := <-began:
+			if err == nil {
+				return l.serve(ctx, sig)
+			}
+			return l.neverServed(ctx, first, err)
+		case s := <-sig.stops:
+			cancel(fmt.Errorf("stopped by %s while starting", s))
+		case s := <-sig.pass:
+			first.signal(s)
+		case <-sig.reloads:
+			l.log.Warn("no reload while the first generation starts")
+		}
+	}
+}
+
+// neverServed ends a launcher whose first generation failed. Under a supervised generation it
+// was a request in disguise.
+func (l *launcher) neverServed(ctx context.Context, g *generation, err error) error {
+	if errors.Is(err, owner.ErrSupervised) {
+		return l.asReload(ctx)
+	}
+	code := ExitOwnFailure
+	if c, ok := startCode(err); ok {
+		code = c
+	} else if c, ok := g.exitCode(); ok && c != 0 {
+		code = c
+	}
+	if code == ExitOwnFailure && errors.Is(err, errNeverReady) {
+		code = 1
+	}
+	return &ExitError{code, err}
+}
+
+// serve goes on until the last generation has ended.
+func (l *launcher) serve(ctx context.Context, sig *signals) error {
+	r := newRestarts(l)
+	defer r.stop()
+	done := ctx.Done()
+	var result error
+	for {
+		select {
+		case h := <-l.events:
+			switch h.kind {
+			case switchedTo, tookBack:
+				l.setCurrent(h.gen)
+				r.calm(h.gen)
+			case crashed:
+				if err := r.crashed(h.gen); err != nil {
+					result = err
+				}
+			case ended:
+				if last, err := l.ended(h); last {
+					return errors.Join(result, err)
+				}
+			}
+		case <-r.due:
+			r.again(ctx)
+		case <-r.held:
+			r.letGo()
+		case s := <-sig.stops:
+			if l.stop(s, 0) {
+				continue
+			}
+			l.kill(s)
+		case <-done:
+			done = nil
+			l.stop(syscall.SIGTERM, 0)
+		case <-sig.reloads:
+			go l.reloadBySignal()
+		case s := <-sig.pass:
+			if g := l.serving(); g != nil {
+				g.signal(s)
+			}
+		}
+	}
+}
+
+func (l *launcher) serving() *generation {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.current
+}
+
+func (l *launcher) setCurrent(g *generation) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.current = g
+	l.command, l.dir, l.env = g.req.command, g.req.dir, g.req.env
+}
+
+// ended forgets a generation and reports whether it was the last, and with what the launcher
+// ends then.
+func (l *launcher) ended(h happening) (bool, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.all, h.gen)
+	if l.current == h.gen {
+		l.current = nil
+	}
+	if len(l.all) > 0 {
+		return false, nil
+	}
+	if h.gen.handedOver.Load() {
+		l.log.Info("a newer launcher has taken over, this one ends")
+		return true, nil
+	}
+	return true, h.err
+}
+
+// stop begins a plain stop; false where it has begun.
+func (l *launcher) stop(s os.Signal, timeout time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.stopping {
+		return false
+	}
+	l.stopping = true
+	l.log.Info("stopping", "signal", fmt.Sprint(s))
+	for g := range l.all {
+		g.stop(timeout)
+	}
+	return true
+}
+
+// kill cuts short what a stop or drain still waits for.
+func (l *launcher) kill(s os.Signal) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.log.Warn("a second signal, cutting what is left", "signal", fmt.Sprint(s))
+	for g := range l.all {
+		g.cut()
+	}
+}
+
+func (l *launcher) isStopping() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stopping
+}
+
+func (l *launcher) reloadBySignal() {
+	g := l.serving()
+	if g == nil {
+		l.log.Warn("no generation to reload")
+		return
+	}
+	l.log.Info("starting the next generation", "signal", "SIGHUP")
+	g.owner.Reload(context.Background(), control.ReloadRequest{}, func(e control.Event) {
+		if e.Kind == control.KindFailed {
+			l.log.Error("reload failed, the old generation serves on", "reason", e.Text)
+			return
+		}
+		l.log.Info("reload", "step", e.Kind, "next", e.Generation)
+	})
+}
+
+// asReload gives the command to the launcher that must not exit, and follows.
+func (l *launcher) asReload(ctx context.Context) error {
+	dir, err := state.Find(l.root, l.opt.Name)
+	if err != nil {
+		return &ExitError{ExitOwnFailure, err}
+	}
+	defer dir.Close()
+	records, _ := dir.Generations()
+	for _, r := range records {
+		if r.State != state.Serving || !dir.Owned(r.Generation) {
+			continue
+		}
+		l.log.Info("the running launcher is supervised, it is asked to reload", "pid", r.Owner.PID)
+		out, err := control.Dial(dir.SocketPath(r.Generation)).Reload(ctx,
+			control.ReloadRequest{Command: l.opt.Command, Directory: l.dir, Env: l.env}, func(e control.Event) {
+				l.log.Info("reload", "step", e.Kind, "next", e.Generation)
+			})
+		if err != nil {
+			return &ExitError{1, err}
+		}
+		if out.Outcome != control.OutcomeSwitched {
+			return &ExitError{1, errors.New(out.Reason)}
+		}
+		return nil
+	}
+	return &ExitError{1, owner.ErrSupervised}
+}
+
+// workingDirectory is the directory by its name in $PWD where that is right, so that a link
+// that moves is followed later.
+func workingDirectory() string {
+	wd, err := os.Getwd()
+	if err != nil {
+		return ""
+	}
+	pwd := os.Getenv("PWD")
+	a, aerr := os.Stat(pwd)
+	b, berr := os.Stat(wd)
+	if filepath.IsAbs(pwd) && aerr == nil && berr == nil && os.SameFile(a, b) {
+		return pwd
+	}
+	return wd
+}

@@ -1,0 +1,273 @@
+package launcher
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"overlap/lifecycle/process"
+	"overlap/reuse/intercept"
+)
+
+// program is a process tree of a generation's. A nil program is one that was never started.
+type program struct {
+	cmd *exec.Cmd
+	tap *intercept.Tap
+	env []string
+
+	mu     sync.Mutex
+	id     process.Identity // of the main process
+	ended  chan struct{}
+	status syscall.WaitStatus
+	known  bool // the status
+}
+
+// startProgram starts the generation's command.
+func startProgram(g *generation) (*program, error) {
+	path, err := lookUp(g.req.command[0], g.req.dir)
+	if err != nil {
+		return nil, &startError{g.req.command[0], err}
+	}
+	env, err := g.environment()
+	if err != nil {
+		return nil, err
+	}
+	p := &program{env: env, ended: make(chan struct{})}
+	mode := intercept.Auto
+	if g.l.opt.NoReuse {
+		mode = intercept.Off
+	}
+	err = p.exec(g, path, mode, false)
+	if errors.Is(err, intercept.ErrNoAccess) && os.Getpid() != 1 {
+		// Without access the launcher must make the program's sockets, and then its death
+		// must be the program's: every later connection of the program would fail.
+		g.log.Warn("the program will end with its launcher", "because", err)
+		err = p.exec(g, path, intercept.Make, true)
+	}
+	if err != nil {
+		var e *exec.Error
+		if errors.As(err, &e) {
+			return nil, &startError{g.req.command[0], err}
+		}
+		return nil, fmt.Errorf("start %s: %w", g.req.command[0], err)
+	}
+	if p.id, err = process.Of(p.cmd.Process.Pid); err != nil {
+		// It ended at once; its status tells more.
+		p.id = process.Identity{PID: p.cmd.Process.Pid}
+	}
+	if p.tap.NoNewPrivs() {
+		g.log.Info("setuid and file capabilities are off in the program (no_new_privs); CAP_SYS_ADMIN or --reuse off lifts it")
+	}
+	if p.tap.Mode() == intercept.Make {
+		g.log.Info("the program's sockets are made by the launcher: it has no ptrace access to it; UDP is not handed over")
+	}
+	if g.l.serving() == nil {
+		g.l.terminal.give(p.pid())
+	}
+	go p.wait(g)
+	return p, nil
+}
+
+// exec starts the process.
+func (p *program) exec(g *generation, path string, mode intercept.Mode, dieTogether bool) error {
+	p.cmd = &exec.Cmd{Path: path, Args: g.req.command, Dir: g.req.dir, Env: p.env,
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		SysProcAttr: &syscall.SysProcAttr{Setpgid: true}}
+	return g.l.reaper.guard(func() (int, error) {
+		tap, err := intercept.Start(p.cmd, intercept.Options{Mode: mode, Bind: g.sockets.bind, Made: g.sockets.made,
+			ParentDeath: dieTogether, Logger: g.log})
+		if err != nil {
+			return 0, err
+		}
+		p.tap = tap
+		return p.cmd.Process.Pid, nil
+	})
+}
+
+// wait follows the main process to its end. One that ends well and leaves a process behind has
+// gone into the background: that one is the program then.
+func (p *program) wait(g *generation) {
+	p.cmd.Wait()
+	g.l.reaper.forget(p.cmd.Process.Pid)
+	status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if ok && status.Exited() && status.ExitStatus() == 0 && !g.stopped.Load() {
+		if id, end := g.l.reaper.daemon(p.tap); end != nil {
+			g.log.Info("the program went into the background", "pid", id.PID)
+			p.mu.Lock()
+			p.id = id
+			p.mu.Unlock()
+			g.owner.Record(&id)
+			status = <-end
+		}
+	}
+	p.mu.Lock()
+	p.status, p.known = status, ok
+	p.mu.Unlock()
+	close(p.ended)
+}
+
+// startError is a program that could not be executed.
+type startError struct {
+	name string
+	err  error
+}
+
+func (e *startError) Error() string { return fmt.Sprintf("start %s: %v", e.name, e.err) }
+func (e *startError) Unwrap() error { return e.err }
+
+// startCode is the exit code for a program that could not be executed.
+func startCode(err error) (int, bool) {
+	var e *startError
+	switch {
+	case !errors.As(err, &e):
+		return 0, false
+	case errors.Is(e.err, os.ErrNotExist), errors.Is(e.err, exec.ErrNotFound):
+		return ExitNotFound, true
+	}
+	return ExitNotExecutable, true
+}
+
+// lookUp finds the program anew for each generation, relative to its directory.
+func lookUp(name, dir string) (string, error) {
+	if !strings.ContainsRune(name, filepath.Separator) {
+		return exec.LookPath(name)
+	}
+	if !filepath.IsAbs(name) {
+		name = filepath.Join(dir, name)
+	}
+	info, err := os.Stat(name)
+	if err != nil {
+		return "", err
+	}
+	if info.IsDir() || info.Mode()&0o111 == 0 {
+		return "", &os.PathError{Op: "exec", Path: name, Err: os.ErrPermission}
+	}
+	return name, nil
+}
+
+func (p *program) identity() *process.Identity {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	id := p.id
+	return &id
+}
+
+func (p *program) pid() int {
+	if p == nil {
+		return 0
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.id.PID
+}
+
+// tree are the pids of the program's processes.
+func (p *program) tree() []int {
+	if p == nil {
+		return nil
+	}
+	pids, err := process.Tree(p.pid())
+	if err != nil {
+		return []int{p.pid()}
+	}
+	return pids
+}
+
+// gone is closed when the program has ended.
+func (p *program) gone() <-chan struct{} {
+	if p == nil {
+		return nil
+	}
+	return p.ended
+}
+
+// alive returns nil while the program runs.
+func (p *program) alive() error {
+	select {
+	case <-p.ended:
+		return fmt.Errorf("the program ended with %s", p.describe())
+	default:
+		return nil
+	}
+}
+
+func (p *program) describe() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case !p.known:
+		return "an unknown status"
+	case p.status.Signaled():
+		return "signal " + p.status.Signal().String()
+	}
+	return fmt.Sprintf("exit status %d", p.status.ExitStatus())
+}
+
+// String is the program's state in words.
+func (p *program) words() string {
+	if p == nil {
+		return "not started"
+	}
+	select {
+	case <-p.ended:
+		return p.describe()
+	default:
+		return "running"
+	}
+}
+
+// code is the program's exit code; false while it runs.
+func (p *program) code() (int, bool) {
+	if p == nil {
+		return 0, false
+	}
+	select {
+	case <-p.ended:
+	default:
+		return 0, false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.status.Signaled() {
+		return exitSignalBase + int(p.status.Signal()), true
+	}
+	return p.status.ExitStatus(), true
+}
+
+func (p *program) signal(s syscall.Signal) {
+	if p == nil {
+		return
+	}
+	select {
+	case <-p.ended:
+	default:
+		syscall.Kill(p.pid(), s)
+	}
+}
+
+// kill ends what is left of the program's process group, and waits a moment for it.
+func (p *program) kill() {
+	if p == nil {
+		return
+	}
+	syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+	if pid := p.pid(); pid != p.cmd.Process.Pid {
+		p.signal(syscall.SIGKILL)
+	}
+	select {
+	case <-p.ended:
+	case <-time.After(5 * time.Second):
+	}
+}
+
+func (p *program) close() {
+	if p != nil {
+		p.tap.Close()
+	}
+}

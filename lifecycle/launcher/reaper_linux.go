@@ -1,0 +1,177 @@
+package launcher
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"overlap/lifecycle/process"
+	"overlap/reuse/intercept"
+)
+
+// reaper waits for children that nobody else waits for: orphans of the programs, which come
+// to a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) and to PID 1.
+type reaper struct {
+	log *slog.Logger
+
+	mu      sync.Mutex
+	known   map[int]bool // somebody waits for them
+	watched map[int]chan syscall.WaitStatus
+
+	raw  chan os.Signal
+	done chan struct{}
+}
+
+func newReaper(log *slog.Logger) (*reaper, error) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("become a subreaper: %w", err)
+	}
+	r := &reaper{log: log, known: map[int]bool{}, watched: map[int]chan syscall.WaitStatus{},
+		raw: make(chan os.Signal, 1), done: make(chan struct{})}
+	signal.Notify(r.raw, syscall.SIGCHLD)
+	go func() {
+		defer close(r.done)
+		for range r.raw {
+			r.reap()
+		}
+	}()
+	return r, nil
+}
+
+func (r *reaper) close() {
+	signal.Stop(r.raw)
+	close(r.raw)
+	<-r.done
+}
+
+// guard starts a child that its starter waits for.
+func (r *reaper) guard(start func() (pid int, err error)) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	pid, err := start()
+	if err != nil {
+		return err
+	}
+	r.known[pid] = true
+	return nil
+}
+
+func (r *reaper) forget(pid int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.known, pid)
+}
+
+// start is the health checks' way to run a command.
+func (r *reaper) start(cmd *exec.Cmd) (wait func() error, err error) {
+	err = r.guard(func() (int, error) {
+		if err := cmd.Start(); err != nil {
+			return 0, err
+		}
+		return cmd.Process.Pid, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return func() error {
+		defer r.forget(cmd.Process.Pid)
+		return cmd.Wait()
+	}, nil
+}
+
+// reap waits for every child that has ended and that nobody else waits for.
+func (r *reaper) reap() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, pid := range children() {
+		if r.known[pid] {
+			continue
+		}
+		var status syscall.WaitStatus
+		got, err := syscall.Wait4(pid, &status, syscall.WNOHANG, nil)
+		if err != nil || got != pid {
+			continue
+		}
+		if end := r.watched[pid]; end != nil {
+			end <- status
+			delete(r.watched, pid)
+		}
+	}
+}
+
+// children are this process's.
+func children() []int {
+	files, _ := filepath.Glob("/proc/self/task/*/children")
+	var all []int
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		for _, word := range strings.Fields(string(data)) {
+			if pid, err := strconv.Atoi(word); err == nil {
+				all = append(all, pid)
+			}
+		}
+	}
+	if len(files) > 0 {
+		return all
+	}
+	self := os.Getpid()
+	tree, _ := process.Tree(self)
+	for _, pid := range tree {
+		if pid != self && process.Parent(pid) == self {
+			all = append(all, pid)
+		}
+	}
+	return all
+}
+
+// daemon looks for the process that a program left behind when its first one ended well. end
+// is nil where there is none.
+func (r *reaper) daemon(tap *intercept.Tap) (process.Identity, <-chan syscall.WaitStatus) {
+	for range 20 {
+		select {
+		case <-tap.Done():
+			return process.Identity{}, nil
+		default:
+		}
+		if id, end := r.orphan(); end != nil {
+			return id, end
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return process.Identity{}, nil
+}
+
+// orphan is the oldest child that nobody knows.
+func (r *reaper) orphan() (process.Identity, <-chan syscall.WaitStatus) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var oldest process.Identity
+	for _, pid := range children() {
+		if r.known[pid] || r.watched[pid] != nil {
+			continue
+		}
+		id, err := process.Of(pid)
+		if err == nil && id.Alive() && (oldest.PID == 0 || id.Start < oldest.Start) {
+			oldest = id
+		}
+	}
+	if oldest.PID == 0 {
+		return oldest, nil
+	}
+	end := make(chan syscall.WaitStatus, 1)
+	r.watched[oldest.PID] = end
+	return oldest, end
+}

@@ -1,0 +1,437 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"overlap/reuse"
+	"overlap/reuse/intercept"
+	"overlap/reuse/sockdiag"
+)
+
+const (
+	// straggler is how long the readiness of a program waits for a socket that is bound and
+	// does not listen.
+	straggler = 300 * time.Millisecond
+	// giveUp is when such a socket is no longer looked at while the generation serves.
+	giveUp = 10 * time.Second
+)
+
+// sockets follow the listeners of a generation's program.
+type sockets struct {
+	g *generation
+
+	mu       sync.Mutex
+	pending  map[uint64]pending
+	reason   error // why a bind was refused
+	wake     chan struct{}
+	stop     chan struct{}
+	stopOnce sync.Once
+	running  sync.WaitGroup
+}
+
+// pending is a socket that is bound, or about to be, and does not listen yet.
+type pending struct {
+	member *reuse.Member
+	pid    int
+	since  time.Time
+}
+
+func newSockets(g *generation) *sockets {
+	return &sockets{g: g, pending: map[uint64]pending{}, wake: make(chan struct{}, 1), stop: make(chan struct{})}
+}
+
+// bind is called before each bind of the program to a fixed port, while the program waits.
+func (s *sockets) bind(b intercept.Bind) error {
+	ip := b.Addr.Addr()
+	a := reuse.Address{Network: b.Network, AddrPort: b.Addr,
+		V6Only: b.Family == unix.AF_INET6 && !ip.Is4In6() && (b.V6Only || !ip.IsUnspecified())}
+	if b.Network == "udp" && (!s.wantsDatagrams(a) || b.Socket == nil) {
+		return nil
+	}
+	m, err := s.join(a, b.UID)
+	if err != nil {
+		s.refuse(err)
+		return fmt.Errorf("%w: %w", syscall.EADDRINUSE, err)
+	}
+	if b.Socket != nil {
+		if err := share(b.Socket, a); err != nil {
+			s.refuse(err)
+			return err
+		}
+	}
+	s.mu.Lock()
+	s.pending[b.Inode] = pending{m, b.PID, time.Now()}
+	s.mu.Unlock()
+	s.poke()
+	return nil
+}
+
+// share gives the program's socket the option that it never asked for, and the gate.
+func share(f *os.File, a reuse.Address) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	if err := raw.Control(func(fd uintptr) { inner = reuse.Share(int(fd), a) }); err != nil {
+		return err
+	}
+	return inner
+}
+
+// made is called with each socket that is made for the program where its own can't be reached.
+// It has no gate then: which of them will listen is not known.
+func (s *sockets) made(f *os.File, domain, typ int) error {
+	if typ != unix.SOCK_STREAM {
+		return nil
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	if err := raw.Control(func(fd uintptr) { inner = reuse.ShareOpen(int(fd), domain == unix.AF_INET) }); err != nil {
+		return err
+	}
+	return inner
+}
+
+// join puts a placeholder into the address's group before the program's first listen.
+func (s *sockets) join(a reuse.Address, uid int) (*reuse.Member, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	m, err := s.g.owner.MemberOf(ctx, a, uid)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.ForUser(uid); err != nil {
+		return nil, err
+	}
+	if control, ok := s.g.l.orphanSocket(s.g, a); ok {
+		return m, m.AnchorBehind(control)
+	}
+	return m, m.Anchor()
+}
+
+// wantsDatagrams reports whether a UDP address is declared, or the predecessor's. Others keep
+// their meaning of EADDRINUSE.
+func (s *sockets) wantsDatagrams(a reuse.Address) bool {
+	for _, w := range append(slices.Clone(s.g.l.declared), s.g.owner.Expected()...) {
+		if w.Network == "udp" && w.AddrPort.Port() == a.AddrPort.Port() {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *sockets) refuse(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reason = err
+	s.g.log.Error("the program may not bind", "error", err)
+}
+
+func (s *sockets) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// await waits until the program listens on all that makes it ready.
+func (s *sockets) await(ctx context.Context) error {
+	for pause := time.Millisecond; ; pause = min(pause*3/2, 10*time.Millisecond) {
+		if err := s.look(); err != nil {
+			return err
+		}
+		missing := s.missing()
+		if missing == "" {
+			return nil
+		}
+		select {
+		case <-s.g.program.gone():
+			return s.endedEarly()
+		case <-ctx.Done():
+			if err := context.Cause(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				return err
+			}
+			return fmt.Errorf("%w: it does not listen on %s", errNeverReady, missing)
+		case <-s.wake:
+			pause = time.Millisecond
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (s *sockets) endedEarly() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reason != nil {
+		return s.reason
+	}
+	return fmt.Errorf("%w: %w", errNeverReady, s.g.program.alive())
+}
+
+// look finds out which pending sockets listen by now, and makes them the generation's.
+func (s *sockets) look() error {
+	if s.g.l.opt.NoReuse {
+		if err := s.discover(); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.pending) == 0 {
+		return nil
+	}
+	diag, err := sockdiag.Open()
+	if err != nil {
+		return err
+	}
+	defer diag.Close()
+	seen := map[reuse.Address][]sockdiag.Socket{}
+	for ino, p := range s.pending {
+		a := p.member.Address()
+		there, ok := seen[a]
+		if !ok {
+			list := diag.Listeners
+			if a.Network == "udp" {
+				list = diag.Datagrams
+			}
+			if there, err = list(a.AddrPort.Port()); err != nil {
+				return err
+			}
+			seen[a] = there
+		}
+		if slices.ContainsFunc(there, func(d sockdiag.Socket) bool { return d.Inode == ino }) {
+			p.member.Adopt(ino, s.borrow(p.pid, ino))
+			delete(s.pending, ino)
+		}
+	}
+	return nil
+}
+
+// missing names what the program does not listen on yet, "" is nothing.
+func (s *sockets) missing() string {
+	wanted := s.g.l.declared
+	if len(wanted) == 0 {
+		wanted = s.g.owner.Expected()
+	}
+	have := s.g.owner.Members()
+	have = slices.DeleteFunc(have, func(m *reuse.Member) bool { return len(m.Inodes()) == 0 })
+	for _, w := range wanted {
+		if !slices.ContainsFunc(have, func(m *reuse.Member) bool { return covers(m.Address(), w) }) {
+			return w.String()
+		}
+	}
+	if len(have) == 0 {
+		return "any address"
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.pending {
+		if time.Since(p.since) < straggler {
+			return p.member.Address().String()
+		}
+	}
+	return ""
+}
+
+// covers reports whether listening on a makes what was wanted true: the same port, and the
+// address or a wildcard around it.
+func covers(a, wanted reuse.Address) bool {
+	if a.Network != wanted.Network {
+		return false
+	}
+	_, overlap := reuse.Overlaps(a.AddrPort, wanted.AddrPort, a.V6Only, wanted.V6Only)
+	return overlap
+}
+
+// follow looks after sockets that come while the generation serves.
+func (s *sockets) follow() {
+	s.running.Go(func() {
+		for {
+			select {
+			case <-s.wake:
+				s.catchUp()
+			case <-s.stop:
+				return
+			}
+		}
+	})
+}
+
+// catchUp waits until the sockets that were bound listen, and lets clients reach them.
+func (s *sockets) catchUp() {
+	for pause := time.Millisecond; ; pause = min(pause*2, 100*time.Millisecond) {
+		before := s.count()
+		if err := s.look(); err != nil {
+			s.g.log.Warn("new sockets of the program can't be seen", "error", err)
+			return
+		}
+		left := s.count()
+		if left < before {
+			s.forgetClosed()
+			if err := s.g.owner.Changed(); err != nil {
+				s.g.log.Warn("new sockets of the program get no connections", "error", err)
+			}
+		}
+		if left == 0 {
+			return
+		}
+		select {
+		case <-s.stop:
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// count is how many sockets are pending; those that have been so for long are given up.
+func (s *sockets) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for ino, p := range s.pending {
+		if time.Since(p.since) > giveUp {
+			delete(s.pending, ino)
+		}
+	}
+	return len(s.pending)
+}
+
+// forgetClosed drops sockets that the program has closed.
+func (s *sockets) forgetClosed() {
+	diag, err := sockdiag.Open()
+	if err != nil {
+		return
+	}
+	defer diag.Close()
+	for _, m := range s.g.owner.Members() {
+		list := diag.Listeners
+		if m.Address().Network == "udp" {
+			list = diag.Datagrams
+		}
+		there, err := list(m.Address().AddrPort.Port())
+		if err != nil {
+			continue
+		}
+		for _, ino := range m.Inodes() {
+			if !slices.ContainsFunc(there, func(d sockdiag.Socket) bool { return d.Inode == ino }) {
+				m.Drop(ino)
+			}
+		}
+	}
+}
+
+func (s *sockets) close() {
+	s.stopOnce.Do(func() { close(s.stop) })
+	s.running.Wait()
+}
+
+// discover finds the listeners of a program that is not intercepted.
+func (s *sockets) discover() error {
+	inodes := s.inodes()
+	diag, err := sockdiag.Open()
+	if err != nil {
+		return err
+	}
+	defer diag.Close()
+	all, err := diag.Listeners(0)
+	if err != nil {
+		return err
+	}
+	for _, l := range all {
+		if !inodes[l.Inode] || l.Local.Port() == 0 {
+			continue
+		}
+		a := reuse.Address{Network: "tcp", AddrPort: l.Local, V6Only: l.V6Only}
+		if s.known(l.Inode) {
+			continue
+		}
+		m, err := s.join(a, int(l.UID))
+		if err != nil {
+			return fmt.Errorf("%w (with --reuse off the program must set SO_REUSEPORT itself)", err)
+		}
+		control := s.borrow(s.g.program.pid(), l.Inode)
+		if err := control(func(fd int) error { return reuse.Share(fd, a) }); err != nil && !errors.Is(err, reuse.ErrUnreachable) {
+			return err
+		}
+		m.Adopt(l.Inode, control)
+	}
+	return nil
+}
+
+func (s *sockets) known(ino uint64) bool {
+	return slices.ContainsFunc(s.g.owner.Members(), func(m *reuse.Member) bool { return slices.Contains(m.Inodes(), ino) })
+}
+
+// inodes are those of all sockets of the program's processes.
+func (s *sockets) inodes() map[uint64]bool {
+	all := map[uint64]bool{}
+	for _, pid := range s.g.program.tree() {
+		inodes, err := sockdiag.Inodes(pid)
+		if err != nil {
+			continue // it ended, or is another user's
+		}
+		for _, ino := range inodes {
+			all[ino] = true
+		}
+	}
+	return all
+}
+
+// connections is how many established connections the program has at the generation's ports.
+func (s *sockets) connections() int {
+	if s.g.owner == nil {
+		return 0
+	}
+	var ports []uint16
+	for _, m := range s.g.owner.Members() {
+		if a := m.Address(); a.Network == "tcp" && !slices.Contains(ports, a.AddrPort.Port()) {
+			ports = append(ports, a.AddrPort.Port())
+		}
+	}
+	return countConnections(ports, s.inodes)
+}
+
+func countConnections(ports []uint16, inodes func() map[uint64]bool) int {
+	diag, err := sockdiag.Open()
+	if err != nil {
+		return 0
+	}
+	defer diag.Close()
+	n := 0
+	var mine map[uint64]bool
+	for _, port := range ports {
+		there, err := diag.Connections(port)
+		if err != nil || len(there) == 0 {
+			continue
+		}
+		if mine == nil {
+			mine = inodes()
+		}
+		for _, c := range there {
+			if mine[c.Inode] {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// borrow returns a function that gets hold of one of the program's sockets for the length of a
+// call, with pidfd_getfd(2).
+func (s *sockets) borrow(pid int, ino uint64) func(func(fd int) error) error {
+	return func(f func(fd int) error) error {
+		return borrow(append([]int{pid}, s.g.program.tree()...), ino, f)
+	}
+}
