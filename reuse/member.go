@@ -373,6 +373,11 @@ func (m *Member) Reclaim() error {
 	if !steering || m.closed {
 		return nil
 	}
+	if Migrates() {
+		if err := m.renewHoldersLocked(); err != nil {
+			return err
+		}
+	}
 	if err := m.settleLocked(nil); err != nil {
 		return err
 	}
@@ -388,6 +393,19 @@ func (m *Member) Reclaim() error {
 	}
 	m.front = nil
 	m.trimLocked(array)
+	return nil
+}
+
+// renewHoldersLocked replaces the placeholders: connections that net.ipv4.tcp_migrate_req moved
+// to one when another listener died move on when it closes.
+func (m *Member) renewHoldersLocked() error {
+	old := slices.Clone(m.holders)
+	for range old {
+		if err := m.addHolderLocked(); err != nil {
+			return err
+		}
+	}
+	m.closeHoldersLocked(old)
 	return nil
 }
 

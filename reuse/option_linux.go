@@ -105,6 +105,13 @@ func ShareOpen(fd int, ipv4 bool) error {
 	return os.NewSyscallError("setsockopt IP_MINTTL", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, locatorHops+1))
 }
 
+// Migrates reports whether net.ipv4.tcp_migrate_req is on in this network namespace: then the
+// kernel moves what a closing listener holds to another member of its group, by hash.
+func Migrates() bool {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_migrate_req")
+	return err == nil && len(b) > 0 && b[0] == '1'
+}
+
 // Hide takes a listener out of lookups; what it holds still completes. Undoing it needs a
 // privilege.
 func Hide(fd int) error { return hide(fd) }

@@ -25,3 +25,15 @@ func bindProbe(int, Address) (netip.AddrPort, error) { return netip.AddrPort{}, 
 
 // Share returns ErrNoSteering.
 func Share(int, Address) error { return ErrNoSteering }
+
+// Migrates returns false.
+func Migrates() bool { return false }
+
+// ShareOpen returns ErrNoSteering.
+func ShareOpen(int, bool) error { return ErrNoSteering }
+
+// Hide returns ErrNoSteering.
+func Hide(int) error { return ErrNoSteering }
+
+// TryBind returns ErrNoSteering.
+func TryBind(Address) error { return ErrNoSteering }

@@ -31,7 +31,7 @@ func (o *Owner) MemberOf(ctx context.Context, a reuse.Address, uid int) (*reuse.
 		}
 		if shared != nil {
 			joined.serves, joined.joined = shared.Inodes, true
-			if err := o.predecessor.reserve(ctx, a); err != nil {
+			if err := o.before().reserve(ctx, a); err != nil {
 				return nil, err
 			}
 		}
@@ -55,7 +55,7 @@ func (o *Owner) member(network, addr string) *reuse.Member {
 // Unix opens a unix socket at path; the name appears at the switch.
 func (o *Owner) Unix(ctx context.Context, path string) (*reuse.UnixListener, error) {
 	var mine []uint64
-	if p := o.predecessor; p != nil {
+	if p := o.before(); p != nil {
 		for _, l := range p.listeners {
 			if l.Network == "unix" && l.Address == path {
 				mine = l.Inodes
@@ -76,10 +76,11 @@ func (o *Owner) Unix(ctx context.Context, path string) (*reuse.UnixListener, err
 // equal or disjoint: the kernel picks a group by how specific its address is, before any
 // program runs.
 func (o *Owner) compare(a reuse.Address) (*listener, error) {
-	if o.predecessor == nil {
+	p := o.before()
+	if p == nil {
 		return nil, nil
 	}
-	for i, l := range o.predecessor.listeners {
+	for i, l := range p.listeners {
 		if l.Network != a.Network {
 			continue
 		}
@@ -90,9 +91,9 @@ func (o *Owner) compare(a reuse.Address) (*listener, error) {
 		equal, overlap := reuse.Overlaps(a.AddrPort, b.AddrPort, a.V6Only, b.V6Only)
 		switch {
 		case equal:
-			return &o.predecessor.listeners[i], nil
+			return &p.listeners[i], nil
 		case overlap:
-			return nil, fmt.Errorf("%w: %s and %s of generation %d", ErrOverlap, a, b, o.predecessor.number)
+			return nil, fmt.Errorf("%w: %s and %s of generation %d", ErrOverlap, a, b, p.number)
 		}
 	}
 	return nil, nil
@@ -152,13 +153,12 @@ func (o *Owner) mine(s reuse.Stranger) bool {
 // known are the inodes of the sockets of all generations that live, asked of their owners.
 func (o *Owner) known(ctx context.Context) []uint64 {
 	known := []uint64{0} // never empty
-	if p := o.predecessor; p != nil {
+	if p := o.before(); p != nil {
 		for _, l := range p.listeners {
 			known = append(append(known, l.Inodes...), l.Sockets...)
 		}
 	}
-	records, _ := o.dir.Generations()
-	for _, r := range records {
+	for _, r := range append(o.unreadable(), o.readable()...) {
 		if r.Generation == o.number {
 			continue
 		}

@@ -24,7 +24,7 @@ func (o *Owner) Drain(ctx context.Context, handover bool) (Report, error) {
 	began := time.Now()
 	o.saveOrSay(func(r *state.Record) { r.State = state.Draining })
 	o.cfg.Body.Announce()
-	if err := o.predecessor.call(ctx, opLeaving, nil); err != nil && !o.predecessor.gone() {
+	if err := o.before().call(ctx, opLeaving, nil); err != nil && !o.before().gone() {
 		o.log.Debug("the generation before was not told", "error", err)
 	}
 	if !handover {

@@ -19,8 +19,13 @@ func (o *Owner) Settle(ctx context.Context) error {
 	if err := o.refuseOther(); err != nil {
 		return err
 	}
-	if err := o.predecessor.call(ctx, opYield, nil); err != nil && !o.predecessor.gone() {
-		return fmt.Errorf("generation %d can't make room: %w", o.predecessor.number, err)
+	if p := o.before(); p != nil {
+		if err := p.call(ctx, opYield, nil); err != nil && !p.gone() {
+			return fmt.Errorf("generation %d can't make room: %w", p.number, err)
+		}
+	}
+	if err := o.findAgain(ctx); err != nil {
+		return err
 	}
 	trial.At("yielded")
 	for _, a := range o.list() {
@@ -50,7 +55,7 @@ func (o *Owner) servedThere(a reuse.Address) []uint64 {
 // refuseOther refuses to take over from a service whose name is the same only because nobody
 // chose one.
 func (o *Owner) refuseOther() error {
-	p := o.predecessor
+	p := o.before()
 	if p == nil || !o.cfg.Default || o.cfg.Token != "" || len(p.listeners) == 0 {
 		return nil
 	}
@@ -112,7 +117,7 @@ func reaches(a reuse.Address, addr string) bool {
 
 // Tell lets whoever watches the handover know how far it got.
 func (o *Owner) Tell(ctx context.Context, kind, text string) {
-	if err := o.predecessor.call(ctx, opEvent, event{kind, text}); err != nil && !o.predecessor.gone() {
+	if err := o.before().call(ctx, opEvent, event{kind, text}); err != nil && !o.before().gone() {
 		o.log.Debug("the old generation was not told", "event", kind, "error", err)
 	}
 }
@@ -121,6 +126,9 @@ func (o *Owner) Tell(ctx context.Context, kind, text string) {
 // and frees the handover lock. When it returns an error the old generation serves on, once the
 // owner is closed.
 func (o *Owner) Switch(ctx context.Context) error {
+	if err := o.findAgain(ctx); err != nil {
+		return err
+	}
 	began := time.Now()
 	for _, a := range o.list() {
 		var err error
@@ -149,7 +157,7 @@ func (o *Owner) Switch(ctx context.Context) error {
 
 // tellSwitched has the predecessor drain.
 func (o *Owner) tellSwitched(ctx context.Context, took time.Duration) {
-	p := o.predecessor
+	p := o.before()
 	if p == nil || p.orphan != nil {
 		return
 	}

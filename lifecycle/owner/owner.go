@@ -172,6 +172,9 @@ func (o *Owner) enter(ctx context.Context) error {
 		return err
 	}
 	trial.At("greeted")
+	if reuse.Migrates() {
+		o.log.Warn("net.ipv4.tcp_migrate_req is on: the kernel moves connections of a closing listener by hash, also to a generation that was not checked; overlap needs it not, turn it off: sysctl -w net.ipv4.tcp_migrate_req=0")
+	}
 	if o.server, err = control.Serve(o.dir.SocketPath(o.number), (*backend)(o), o.log); err != nil {
 		return err
 	}
@@ -263,10 +266,7 @@ func (o *Owner) unlock() {
 func (o *Owner) Close() {
 	o.closing.Do(func() {
 		o.leave()
-		o.mu.Lock()
-		p := o.predecessor
-		o.mu.Unlock()
-		if p != nil {
+		if p := o.before(); p != nil {
 			p.close()
 		}
 		o.talk.Lock()

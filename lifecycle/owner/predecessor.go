@@ -37,29 +37,70 @@ func (p *predecessor) close() {
 	}
 }
 
+// before is the predecessor, nil where there is none.
+func (o *Owner) before() *predecessor {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.predecessor
+}
+
+func (o *Owner) follow(p *predecessor) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.predecessor = p
+}
+
+// findAgain looks for the serving generation anew where the predecessor died meanwhile: the
+// one before it may have taken its connections back, and must be told of the switch.
+func (o *Owner) findAgain(ctx context.Context) error {
+	p := o.before()
+	if p == nil || !p.gone() {
+		return nil
+	}
+	o.log.Warn("the old generation died", "predecessor", p.number)
+	o.follow(nil)
+	if err := o.find(ctx); err != nil {
+		return err
+	}
+	for _, a := range o.list() {
+		if a.member == nil {
+			continue
+		}
+		a.serves = o.servedThere(a.member.Address())
+		if len(a.member.Inodes()) == 0 {
+			continue
+		}
+		if err := a.member.Settle(a.serves); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Predecessor is the number of the generation that served when this one entered; 0 is none.
 func (o *Owner) Predecessor() int {
-	if o.predecessor == nil {
-		return 0
+	if p := o.before(); p != nil {
+		return p.number
 	}
-	return o.predecessor.number
+	return 0
 }
 
 // Orphan is the record of the predecessor where it is a program whose launcher died, else nil.
 func (o *Owner) Orphan() *state.Record {
-	if o.predecessor == nil {
-		return nil
+	if p := o.before(); p != nil {
+		return p.orphan
 	}
-	return o.predecessor.orphan
+	return nil
 }
 
 // Expected are the addresses that the predecessor listens on.
 func (o *Owner) Expected() []reuse.Address {
-	if o.predecessor == nil {
+	p := o.before()
+	if p == nil {
 		return nil
 	}
 	var all []reuse.Address
-	for _, l := range o.predecessor.listeners {
+	for _, l := range p.listeners {
 		if l.Network == "unix" {
 			continue
 		}
@@ -75,7 +116,7 @@ func (o *Owner) Expected() []reuse.Address {
 // CanReturn reports whether the predecessor still listens, so that it takes its connections
 // back when this generation ends at once.
 func (o *Owner) CanReturn() bool {
-	p := o.predecessor
+	p := o.before()
 	return p != nil && p.session != nil && !p.gone() && !o.alone.Load()
 }
 
@@ -83,10 +124,10 @@ func (o *Owner) CanReturn() bool {
 // drains may have to take its connections back, because its successor died a moment ago.
 func (o *Owner) find(ctx context.Context) error {
 	if r := o.cfg.Adopt; r != nil {
-		o.predecessor = &predecessor{number: r.Generation, owner: r.Owner, orphan: r, listeners: recordedListeners(*r)}
+		o.follow(&predecessor{number: r.Generation, owner: r.Owner, orphan: r, listeners: recordedListeners(*r)})
 		return nil
 	}
-	records, _ := o.dir.Generations()
+	records := append(o.unreadable(), o.readable()...)
 	slices.SortStableFunc(records, func(a, b state.Record) int { return rank(b) - rank(a) })
 	for _, r := range records {
 		if r.Generation == o.number || !o.dir.Owned(r.Generation) || r.State == state.Starting {
@@ -97,7 +138,7 @@ func (o *Owner) find(ctx context.Context) error {
 			return err
 		}
 		if p != nil {
-			o.predecessor = p
+			o.follow(p)
 			o.log.Debug("found the serving generation", "predecessor", p.number)
 			return nil
 		}
@@ -106,12 +147,35 @@ func (o *Owner) find(ctx context.Context) error {
 		if r.Generation != o.number && !o.dir.Owned(r.Generation) && Orphan(r) {
 			p := &predecessor{number: r.Generation, owner: r.Owner, orphan: &r}
 			p.listeners = recordedListeners(r)
-			o.predecessor = p
+			o.follow(p)
 			o.log.Warn("the launcher of the serving generation is dead, its program is taken over", "predecessor", r.Generation)
 			return nil
 		}
 	}
 	return nil
+}
+
+func (o *Owner) readable() []state.Record {
+	records, _ := o.dir.Generations()
+	return records
+}
+
+// unreadable are the generations that live and whose record can't be read: their owners still
+// answer.
+func (o *Owner) unreadable() []state.Record {
+	records, broken := o.dir.Generations()
+	newest, err := o.dir.Newest()
+	if len(broken) == 0 || err != nil {
+		return nil
+	}
+	var all []state.Record
+	for n := newest; n > max(newest-100, 0); n-- {
+		known := slices.ContainsFunc(records, func(r state.Record) bool { return r.Generation == n })
+		if n != o.number && !known && o.dir.Owned(n) {
+			all = append(all, state.Record{Generation: n, State: state.Serving})
+		}
+	}
+	return all
 }
 
 func rank(r state.Record) int {
@@ -188,7 +252,7 @@ func (p *predecessor) call(ctx context.Context, op string, in any) error {
 
 // gone reports whether the predecessor ended meanwhile.
 func (p *predecessor) gone() bool {
-	if p.session == nil {
+	if p == nil || p.session == nil {
 		return false
 	}
 	select {
