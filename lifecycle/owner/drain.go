@@ -22,7 +22,9 @@ const blindTime = time.Second
 // is ErrTakenBack when the generation serves again instead.
 func (o *Owner) Drain(ctx context.Context, handover bool) (Report, error) {
 	began := time.Now()
-	o.saveOrSay(func(r *state.Record) { r.State = state.Draining })
+	if err := o.beginDrain(handover); err != nil {
+		return Report{}, err
+	}
 	o.cfg.Body.Announce()
 	if err := o.before().call(ctx, opLeaving, nil); err != nil && !o.before().gone() {
 		o.log.Debug("the generation before was not told", "error", err)
@@ -43,11 +45,6 @@ func (o *Owner) Drain(ctx context.Context, handover bool) (Report, error) {
 		case <-proving.Done():
 		}
 	}()
-	if handover {
-		for _, m := range o.Members() {
-			m.Recede()
-		}
-	}
 	if !trial.ProofOff {
 		o.prove(proving)
 	}
@@ -71,19 +68,41 @@ func (o *Owner) Drain(ctx context.Context, handover bool) (Report, error) {
 	return r, nil
 }
 
+// beginDrain says that the generation drains, unless the connections were taken back by now. What
+// takes them back later undoes all of it.
+func (o *Owner) beginDrain(handover bool) error {
+	o.talk.Lock()
+	defer o.talk.Unlock()
+	select {
+	case <-o.takenBack:
+		if handover {
+			return ErrTakenBack
+		}
+	default:
+	}
+	o.drains = true
+	o.saveOrSay(func(r *state.Record) { r.State = state.Draining })
+	if handover {
+		for _, m := range o.Members() {
+			m.Recede()
+		}
+	}
+	return nil
+}
+
 // backAgain decides, once and for all, whether the sockets are let go.
 func (o *Owner) backAgain(taken <-chan struct{}) bool {
 	o.talk.Lock()
 	defer o.talk.Unlock()
 	select {
 	case <-taken:
-		return true
 	case <-o.takenBack:
-		return true
 	default:
+		o.released = true
+		return false
 	}
-	o.released = true
-	return false
+	o.drains = false
+	return true
 }
 
 // refuse keeps new clients waiting, for the moment until the sockets are closed: what is in the

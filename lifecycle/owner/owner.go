@@ -67,6 +67,7 @@ type Owner struct {
 	released  bool
 	final     bool // no way back from a drain
 	handed    bool // a successor has switched and lives
+	drains    bool // Drain has begun and can still be taken back
 	reserved  bool
 
 	superseded chan struct{} // a token: a successor switched

@@ -132,6 +132,13 @@ func (o *Owner) brokenLocked() {
 		o.reclaim()
 		o.saveOrSay(func(r *state.Record) { r.State = state.Serving })
 		o.log.Warn("the new generation died, this one serves again", "successor", o.follower)
+		if !o.drains {
+			select {
+			case <-o.superseded:
+				return // nobody has heard of it yet
+			default:
+			}
+		}
 		select {
 		case o.takenBack <- struct{}{}:
 		default:
