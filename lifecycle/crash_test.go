@@ -2,6 +2,7 @@ package lifecycle_test
 
 import (
 	"fmt"
+	"net"
 	"testing"
 	"time"
 
@@ -48,13 +49,26 @@ func TestCrash(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%s/%s/%s", how, who, c.step), func(t *testing.T) {
 				t.Parallel()
-				conf := config{Listen: []string{"tcp 127.0.0.1:0"}, Probe: "/healthz", Grace: 100 * time.Millisecond}
+				conf := config{Listen: []string{"tcp 127.0.0.1:0"}, Probe: "/healthz", Grace: 2 * time.Second}
 				if c.old {
 					conf.KillAt = c.step
 				}
-				s := newService(t, conf)
-				first := s.start()
-				old := s.serving(0)
+				linger := c.step == "told"
+				if linger {
+					conf.DeferAccept = 60
+				}
+				s, first, old := startWith(t, conf)
+				endLinger := func() {}
+				if linger {
+					// A half-open connection keeps the old one listening: once it has let go, the
+					// new one's death leaves nobody.
+					conn, err := net.Dial("tcp", s.address(0))
+					if err != nil {
+						t.Fatal(err)
+					}
+					endLinger = func() { conn.Close() }
+					defer endLinger()
+				}
 				s.next(func(n *config) { n.KillAt = "" })
 				if !c.old {
 					s.next(func(n *config) { n.KillAt = c.step })
@@ -77,6 +91,7 @@ func TestCrash(t *testing.T) {
 					if n := s.eventuallyAsk(); n != survivor {
 						t.Errorf("generation %d serves, want %d", n, survivor)
 					}
+					endLinger()
 					s.mustReload()
 				})
 				t.Logf("%d requests, %d failed %v, %d delayed, max %s", r.Requests, r.Failed, r.ByCause, r.Delayed, r.Latency.Max)

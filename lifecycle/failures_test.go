@@ -69,7 +69,7 @@ func TestFailures(t *testing.T) {
 				}
 				defer stranger.Close()
 				s := newService(t, config{Listen: []string{"tcp 127.0.0.1:0"}, Probe: "/healthz",
-					Grace: 100 * time.Millisecond, Start: 1500 * time.Millisecond})
+					Grace: 2 * time.Second, Start: 1500 * time.Millisecond})
 				_, port, _ := net.SplitHostPort(s.address(0))
 				fill := strings.NewReplacer("%PORT", port, "%STRANGER", stranger.Addr().String(), "%PID", strconv.Itoa(os.Getpid()))
 				s.start()
@@ -190,7 +190,7 @@ func children(of int) (pids []int) {
 func TestStartedTwice(t *testing.T) {
 	needLinux(t)
 	t.Parallel()
-	s := newService(t, config{Listen: []string{"tcp 127.0.0.1:0"}, Probe: "/healthz", Grace: 100 * time.Millisecond})
+	s := newService(t, config{Listen: []string{"tcp 127.0.0.1:0"}, Probe: "/healthz", Grace: 2 * time.Second})
 	first := s.start()
 	r := s.serving(0)
 	noFailure(t, s.lightLoad(func() {
@@ -220,7 +220,7 @@ func TestStartedTwice(t *testing.T) {
 func TestBusy(t *testing.T) {
 	needLinux(t)
 	t.Parallel()
-	s := newService(t, config{Listen: []string{"tcp 127.0.0.1:0"}, Probe: "/healthz", Grace: 100 * time.Millisecond})
+	s := newService(t, config{Listen: []string{"tcp 127.0.0.1:0"}, Probe: "/healthz", Grace: 2 * time.Second})
 	s.start()
 	first := s.serving(0)
 	noFailure(t, s.lightLoad(func() {

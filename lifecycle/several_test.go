@@ -26,7 +26,7 @@ func TestSeveral(t *testing.T) {
 	needLinux(t)
 	t.Parallel()
 	s, _, last := startWith(t, config{Listen: []string{"tcp 127.0.0.1:0", "tcp 127.0.0.1:0", "tcp [::1]:0"},
-		Sockets: 3, Separate: true, Probe: "/healthz", Grace: 100 * time.Millisecond})
+		Sockets: 3, Separate: true, Probe: "/healthz", Grace: 2 * time.Second})
 	if len(last.Listeners) != 3 {
 		t.Errorf("%d listeners, want 3", len(last.Listeners))
 	}
@@ -66,7 +66,7 @@ func TestSeveral(t *testing.T) {
 func TestAddressesComeAndGo(t *testing.T) {
 	needLinux(t)
 	t.Parallel()
-	s, _, first := startWith(t, config{Listen: []string{"tcp 127.0.0.1:0"}, Probe: "/healthz", Grace: 100 * time.Millisecond})
+	s, _, first := startWith(t, config{Listen: []string{"tcp 127.0.0.1:0"}, Probe: "/healthz", Grace: 2 * time.Second})
 	more := freeAddress(t, "tcp 127.0.0.1:0")
 	refused := func() {
 		t.Helper()
@@ -126,7 +126,7 @@ func TestUnix(t *testing.T) {
 	needLinux(t)
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "web.sock")
-	s, _, last := startWith(t, config{Listen: []string{"unix " + path}, Grace: 100 * time.Millisecond})
+	s, _, last := startWith(t, config{Listen: []string{"unix " + path}, Grace: 2 * time.Second})
 	var asked, failed atomic.Int64
 	var first atomic.Value
 	over := make(chan struct{})
@@ -184,7 +184,7 @@ func TestUDP(t *testing.T) {
 		t.Run(fmt.Sprintf("%d sockets", sockets), func(t *testing.T) {
 			t.Parallel()
 			s, _, last := startWith(t, config{Listen: []string{"udp 127.0.0.1:0", "tcp 127.0.0.1:0"}, Sockets: sockets,
-				Grace: 100 * time.Millisecond})
+				Grace: 2 * time.Second})
 			l := bench.Load{Address: s.address(0), Network: "udp", Clients: 16, Think: 200 * time.Microsecond,
 				Body: bytes.Repeat([]byte("x"), 100), Timeout: 20 * time.Second}
 			ctx, stop := context.WithCancel(context.Background())
