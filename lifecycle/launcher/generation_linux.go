@@ -20,6 +20,9 @@ import (
 // errNeverReady is wrapped by the errors of a program that did not get so far.
 var errNeverReady = errors.New("the program never became ready")
 
+// errStopping is why a start is given up when the launcher is told to stop.
+var errStopping = errors.New("the launcher is stopping")
+
 // request is what a generation is made of.
 type request struct {
 	command []string
@@ -46,6 +49,7 @@ type generation struct {
 	selfDrains atomic.Bool // it uses the library, or says so
 	stopped    atomic.Bool // it was sent the stop signal
 	restarting chan struct{}
+	abort      context.CancelCauseFunc // ends a start; with l.mu
 	done       chan struct{} // closed when it is over
 	err        error
 }
@@ -66,6 +70,15 @@ func (g *generation) start(ctx context.Context) error {
 	timeout := g.req.timeout
 	if timeout <= 0 {
 		timeout = g.l.opt.StartTimeout
+	}
+	ctx, abort := context.WithCancelCause(ctx)
+	defer abort(nil)
+	g.l.mu.Lock()
+	g.abort = abort
+	stopping := g.l.stopping
+	g.l.mu.Unlock()
+	if stopping {
+		abort(errStopping)
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -230,6 +243,7 @@ func (g *generation) crashed() bool {
 		return false
 	}
 	g.holding.Store(true)
+	g.owner.Holding()
 	g.hold()
 	g.l.events <- happening{kind: crashed, gen: g}
 	select {

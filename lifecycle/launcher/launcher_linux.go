@@ -259,6 +259,9 @@ func (l *launcher) stop(s os.Signal, timeout time.Duration) bool {
 	l.log.Info("stopping", "signal", fmt.Sprint(s))
 	for g := range l.all {
 		g.stop(timeout)
+		if g.abort != nil {
+			g.abort(errStopping) // of no effect once it serves
+		}
 	}
 	return true
 }

@@ -24,6 +24,9 @@ func (o *Owner) Status() control.Status {
 	g := control.Generation{Generation: o.number, PID: o.record.Owner.PID, State: o.record.State,
 		Connections: connections, Started: o.record.Started, Switched: o.record.Switched,
 		Command: o.record.Command}
+	if o.holding.Load() {
+		g.State = state.Starting
+	}
 	if o.cfg.Launched {
 		g.Owner, g.PID = g.PID, 0
 		if o.record.Program != nil {
@@ -51,6 +54,10 @@ func (o *Owner) ask(ctx context.Context, generation int) []uint64 {
 	}
 	return all
 }
+
+// Holding says that the generation has no program any more and keeps its clients waiting for
+// the next one: it is not shown as serving, and still hands over.
+func (o *Owner) Holding() { o.holding.Store(true) }
 
 // shown is the address as status shows it.
 func (l listener) shown() string {

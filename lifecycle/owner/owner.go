@@ -77,6 +77,7 @@ type Owner struct {
 	watch      watch
 	reloading  sync.Mutex
 	closing    sync.Once
+	holding    atomic.Bool
 	alone      atomic.Bool // the predecessor has let go of its sockets
 }
 
