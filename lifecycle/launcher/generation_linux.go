@@ -50,7 +50,7 @@ type generation struct {
 	stopped    atomic.Bool // it was sent the stop signal
 	restarting chan struct{}
 	abort      context.CancelCauseFunc // ends a start; with l.mu
-	done       chan struct{} // closed when it is over
+	done       chan struct{}           // closed when it is over
 	err        error
 }
 

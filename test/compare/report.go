@@ -34,6 +34,7 @@ type row struct {
 	perSecond                     float64       // while it is reloaded
 	// against the first rival in the same round: while reloaded, and before.
 	ratio, steadyRatio float64
+	nearRatio          float64 // p99.9 near a switch, against that of all other requests
 	kept               float64 // requests a second while reloaded, as a share of those before
 }
 
@@ -109,7 +110,7 @@ func (p *report) sum() {
 
 func (r *row) sum(standard *row) {
 	var p50, p99, p999, near, switches, reloads, requests []time.Duration
-	var ratios, steady, kept, perSecond []float64
+	var ratios, steady, kept, perSecond, nears []float64
 	for _, round := range slices.Sorted(maps.Keys(r.outcomes)) {
 		o := r.outcomes[round]
 		res := o.result
@@ -123,6 +124,9 @@ func (r *row) sum(standard *row) {
 		}
 		p50, p99, p999 = append(p50, res.Latency.P50), append(p99, res.Latency.P99), append(p999, res.Latency.P999)
 		near = append(near, res.NearSwitch.P999)
+		if res.Steady.P999 > 0 && res.NearSwitch.P999 > 0 {
+			nears = append(nears, float64(res.NearSwitch.P999)/float64(res.Steady.P999))
+		}
 		r.longest = max(r.longest, res.Latency.Max)
 		switches = append(switches, o.switches...)
 		reloads = append(reloads, o.reloadCPU...)
@@ -143,7 +147,7 @@ func (r *row) sum(standard *row) {
 	if len(switches) > 0 {
 		r.slowest = slices.Max(switches)
 	}
-	r.perSecond, r.kept, r.ratio, r.steadyRatio = median(perSecond), median(kept), median(ratios), median(steady)
+	r.perSecond, r.kept, r.ratio, r.steadyRatio, r.nearRatio = median(perSecond), median(kept), median(ratios), median(steady), median(nears)
 }
 
 func median[T time.Duration | float64](list []T) T {
@@ -245,38 +249,66 @@ func (p *report) conditions() string {
 	return text
 }
 
-const notes = `Counts are sums, latencies and rates medians of the rounds, max is the largest of all.
-"Delayed": took 900 ms or longer, as when a SYN is sent again. "Near": within 100 ms of a switch.
-"To switch": from the command to the first answer of the new version to a new connection, median and
-slowest; the start of the new process is in it. "Rate": answers a second while it is reloaded, over those of the first
-line in the same round; in parentheses before the first reload; "kept" is the one over the other for
-the rival itself. nginx, HAProxy and Node answer by themselves, so their rates say more about the
-server than about its reload. "CPU, reload": user and system time of all its processes for a reload
-without load, mean, right to a few ms (what masters and launchers have waited for is told in ticks of
-10 ms); "CPU, request": for a request before the first reload.`
+const notes = `Bold is the best of those that lost and delayed nothing; latencies and rates compare only among servers
+of the same handler: nginx, HAProxy and Node answer by themselves, so there these say more about the
+server than about its reload.
+
+- Counts are sums, latencies and rates medians of the rounds, max is the largest of all.
+- *delayed*: took 900 ms or longer, as when a SYN is sent again.
+- *p99.9 near*: of requests within 100 ms of a switch; in parentheses over that of all its other requests.
+- *to switch*: from the command to the first answer of the new version to a new connection, median and
+  slowest; the start of the new process is in it.
+- *rate*: answers a second while it is reloaded, over those of the first line in the same round; in
+  parentheses the same before the first reload. *kept*: the one over the other of the rival itself.
+- *CPU, reload*: user and system time of all its processes for a reload without load, soon after the load
+  with a connection for each request, mean, right to a few ms (what masters and launchers have waited for
+  is told in ticks of 10 ms). *CPU, request*: for a request before the first reload.
+`
 
 func (p *report) table(f func(string, ...any), mode bench.Mode) {
 	f("| | requests | failed | a handover | delayed | p50 | p99 | p99.9 | max | p99.9 near | to switch | rate | kept | CPU, reload | CPU, request |")
 	f("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+	best := p.bold(mode)
 	for _, r := range p.rows {
 		if r.mode != mode {
 			continue
 		}
-		title := r.title
-		if r.ours {
-			title = "**" + title + "**"
-		}
 		if !r.measured() {
-			f("| %s | not measured, see below | | | | | | | | | | | | | |", title)
+			f("| %s | not measured, see below | | | | | | | | | | | | | |", r.title)
 			continue
 		}
-		f("| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s (%s) | %s (%s) | %s | %s | %s |", title,
+		mark := func(name, text string) string {
+			if best[name] == r {
+				return "**" + text + "**"
+			}
+			return text
+		}
+		f("| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s (%s) | %s (%s) | %s (%s) | %s | %s | %s |", r.title,
 			count(r.requests), r.failures(), number(r.aHandover()), count(r.delayed),
-			short(r.p50), short(r.p99), short(r.p999), short(r.longest), short(r.near),
-			short(r.switched), short(r.slowest), ratio(r.ratio), ratio(r.steadyRatio), ratio(r.kept),
-			short(r.reloadCPU), short(r.requestCPU))
+			short(r.p50), short(r.p99), mark(byP999, short(r.p999)), short(r.longest), mark(byNear, short(r.near)), mark(byNearRatio, ratio(r.nearRatio)),
+			mark(bySwitch, short(r.switched)), short(r.slowest), mark(byRate, ratio(r.ratio)), ratio(r.steadyRatio),
+			mark(byKept, ratio(r.kept)), mark(byCPU, short(r.reloadCPU)), short(r.requestCPU))
 	}
 	f("")
+}
+
+// bold finds for each measure the row that is best of those without loss.
+func (p *report) bold(mode bench.Mode) map[string]*row {
+	var clean []*row
+	for _, r := range p.rows {
+		if r.mode == mode && r.lossless() {
+			clean = append(clean, r)
+		}
+	}
+	found := make(map[string]*row)
+	for _, m := range measures {
+		ours, theirs := m.best(clean, true), m.best(clean, false)
+		if ours == nil || theirs != nil && m.better(m.of(theirs), m.of(ours)) {
+			ours = theirs
+		}
+		found[m.name] = ours
+	}
+	return found
 }
 
 // failures is how many requests failed, and of what.
@@ -306,6 +338,17 @@ type measure struct {
 	text func(float64) string
 }
 
+// The measures' names.
+const (
+	byNear      = "p99.9 near a switch"
+	byP999      = "p99.9 of the run"
+	byNearRatio = "p99.9 near a switch against that of its other requests"
+	byRate      = "requests a second while reloaded"
+	byKept      = "share of its own rate kept while reloaded"
+	bySwitch    = "time to the switch"
+	byCPU       = "CPU time of a reload"
+)
+
 func duration(of func(*row) time.Duration) func(*row) float64 {
 	return func(r *row) float64 { return float64(of(r)) }
 }
@@ -313,12 +356,13 @@ func duration(of func(*row) time.Duration) func(*row) float64 {
 func shortFloat(v float64) string { return short(time.Duration(v)) }
 
 var measures = []measure{
-	{name: "p99.9 near a switch", of: duration(func(r *row) time.Duration { return r.near }), same: true, text: shortFloat},
-	{name: "p99.9 of the run", of: duration(func(r *row) time.Duration { return r.p999 }), same: true, text: shortFloat},
-	{name: "requests a second while reloaded", of: func(r *row) float64 { return r.ratio }, more: true, same: true, text: ratio},
-	{name: "share of its own rate kept while reloaded", of: func(r *row) float64 { return r.kept }, more: true, text: ratio},
-	{name: "time to the switch", of: duration(func(r *row) time.Duration { return r.switched }), text: shortFloat},
-	{name: "CPU time of a reload", of: duration(func(r *row) time.Duration { return r.reloadCPU }), text: shortFloat},
+	{name: byNear, of: duration(func(r *row) time.Duration { return r.near }), same: true, text: shortFloat},
+	{name: byP999, of: duration(func(r *row) time.Duration { return r.p999 }), same: true, text: shortFloat},
+	{name: byNearRatio, of: func(r *row) float64 { return r.nearRatio }, text: ratio},
+	{name: byRate, of: func(r *row) float64 { return r.ratio }, more: true, same: true, text: ratio},
+	{name: byKept, of: func(r *row) float64 { return r.kept }, more: true, text: ratio},
+	{name: bySwitch, of: duration(func(r *row) time.Duration { return r.switched }), text: shortFloat},
+	{name: byCPU, of: duration(func(r *row) time.Duration { return r.reloadCPU }), text: shortFloat},
 }
 
 // winners says for each mode who lost nothing, and for each measure who is best: of those that
