@@ -15,6 +15,7 @@ import (
 	"overlap/lifecycle/control"
 	"overlap/lifecycle/httpdrain"
 	"overlap/lifecycle/owner"
+	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
 	"overlap/reuse"
 )
@@ -77,7 +78,7 @@ func New(o Options) (*Generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Generation{opt: r, log: r.Logger.With("service", r.Name), dir: workingDirectory(),
+	g := &Generation{opt: r, log: r.Logger.With("service", r.Name), dir: process.WorkingDirectory(),
 		draining: make(chan struct{}), stopping: make(chan struct{}, 1)}
 	g.servers.log = g.log
 	g.servers.failed = make(chan error, 1)

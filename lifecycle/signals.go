@@ -4,12 +4,9 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
-)
 
-// sameSignal is how long after one signal to stop another counts as the same: terminals and
-// timeout(1) send it to the process and to its group.
-const sameSignal = 200 * time.Millisecond
+	"overlap/lifecycle/internal/repeat"
+)
 
 // signals are what the process is told by them.
 type signals struct {
@@ -38,16 +35,13 @@ func (g *Generation) signals() *signals {
 
 func (s *signals) sort() {
 	defer close(s.done)
-	var last time.Time
+	var again repeat.Filter
 	for sig := range s.raw {
 		to := s.stops
 		if sig == syscall.SIGHUP || sig == syscall.SIGUSR2 {
 			to = s.reloads
 		} else {
-			now := time.Now()
-			same := now.Sub(last) < sameSignal
-			last = now
-			if same {
+			if again.Same() {
 				continue
 			}
 		}

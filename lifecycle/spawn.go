@@ -82,21 +82,3 @@ func lookUp(name, dir string) (string, error) {
 	}
 	return path, nil
 }
-
-// workingDirectory is the directory by its name in $PWD where that is right, so that a link
-// that moves is followed later.
-func workingDirectory() string {
-	wd, err := os.Getwd()
-	if err != nil {
-		return ""
-	}
-	pwd := os.Getenv("PWD")
-	if filepath.IsAbs(pwd) {
-		a, aerr := os.Stat(pwd)
-		b, berr := os.Stat(wd)
-		if aerr == nil && berr == nil && os.SameFile(a, b) {
-			return pwd
-		}
-	}
-	return wd
-}

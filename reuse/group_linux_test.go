@@ -96,18 +96,6 @@ func mustLand(t *testing.T, a Address, want int) {
 	}
 }
 
-// handover is what two owners do.
-func handover(t testing.TB, old, next *generation) {
-	t.Helper()
-	old.Yield()
-	if err := next.Settle(old.Inodes()); err != nil {
-		t.Fatal(err)
-	}
-	if err := next.Switch(); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func first(t testing.TB, a Address, sockets int) *generation {
 	t.Helper()
 	g := join(t, a, 1, sockets)

@@ -13,6 +13,7 @@ import (
 
 	"overlap/lifecycle/control"
 	"overlap/lifecycle/owner"
+	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
 	"overlap/reuse"
 )
@@ -77,7 +78,7 @@ func newLauncher(o Options) (*launcher, error) {
 	}
 	l.log = o.Log.With("service", l.opt.Name)
 	if l.dir == "" {
-		l.dir = workingDirectory()
+		l.dir = process.WorkingDirectory()
 	} else if abs, err := filepath.Abs(l.dir); err == nil {
 		l.dir = abs
 	}
@@ -324,20 +325,4 @@ func (l *launcher) asReload(ctx context.Context) error {
 		return nil
 	}
 	return &ExitError{1, owner.ErrSupervised}
-}
-
-// workingDirectory is the directory by its name in $PWD where that is right, so that a link
-// that moves is followed later.
-func workingDirectory() string {
-	wd, err := os.Getwd()
-	if err != nil {
-		return ""
-	}
-	pwd := os.Getenv("PWD")
-	a, aerr := os.Stat(pwd)
-	b, berr := os.Stat(wd)
-	if filepath.IsAbs(pwd) && aerr == nil && berr == nil && os.SameFile(a, b) {
-		return pwd
-	}
-	return wd
 }

@@ -5,12 +5,9 @@ import (
 	"os/signal"
 	"slices"
 	"syscall"
-	"time"
-)
 
-// sameSignal is how long after one signal to stop another counts as the same: terminals and
-// timeout(1) send it to the process and to its group.
-const sameSignal = 200 * time.Millisecond
+	"overlap/lifecycle/internal/repeat"
+)
 
 // passed are the signals that are the program's business.
 var passed = []os.Signal{syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGQUIT, syscall.SIGALRM, syscall.SIGIO}
@@ -41,7 +38,7 @@ func (l *launcher) signals() *signals {
 
 func (s *signals) sort(pass []syscall.Signal) {
 	defer close(s.done)
-	var last time.Time
+	var again repeat.Filter
 	for sig := range s.raw {
 		number := sig.(syscall.Signal)
 		switch {
@@ -56,10 +53,7 @@ func (s *signals) sort(pass []syscall.Signal) {
 			default:
 			}
 		default:
-			now := time.Now()
-			same := now.Sub(last) < sameSignal
-			last = now
-			if same {
+			if again.Same() {
 				continue
 			}
 			select {

@@ -17,7 +17,6 @@ type watch struct {
 	token  string
 	number int
 	events chan control.Event
-	all    map[chan control.Event]bool
 }
 
 // begin starts following the generation that will present the token.
