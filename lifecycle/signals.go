@@ -40,10 +40,8 @@ func (s *signals) sort() {
 		to := s.stops
 		if sig == syscall.SIGHUP || sig == syscall.SIGUSR2 {
 			to = s.reloads
-		} else {
-			if again.Same() {
-				continue
-			}
+		} else if again.Same() {
+			continue
 		}
 		select {
 		case to <- sig:
