@@ -70,6 +70,7 @@ type config struct {
 
 	AcceptDelay time.Duration // makes the accept queue long
 	DeferAccept int           // seconds
+	WaitFor     string        // a file that must be there before it is ready
 
 	SteeringOff, ProofOff, AnnounceOff bool
 }
@@ -138,6 +139,16 @@ func (c config) serve() error {
 			return err
 		}
 		o.Probes = []health.Spec{spec}
+	}
+	if c.WaitFor != "" {
+		o.BeforeReady = func() error {
+			for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+				if _, err := os.Stat(c.WaitFor); err == nil {
+					return nil
+				}
+			}
+			return fmt.Errorf("%s never came", c.WaitFor)
+		}
 	}
 	switch c.Fail {
 	case "crash before":
