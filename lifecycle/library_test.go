@@ -17,6 +17,7 @@ import (
 
 	"overlap/health"
 	"overlap/lifecycle"
+	"overlap/lifecycle/internal/trial"
 )
 
 // A server that uses the library is this long.
@@ -286,6 +287,31 @@ func TestStopWhileStarting(t *testing.T) {
 				t.Errorf("state %s", e.State())
 			}
 		})
+	}
+}
+
+// TestStopAtTheSwitch: a word to stop that comes too late for the start ends the generation
+// that serves, and is not lost.
+func TestStopAtTheSwitch(t *testing.T) {
+	needLinux(t)
+	defer func() { trial.Step = nil }()
+	for _, step := range []string{"healthy", "switched", "recorded", "told"} {
+		e := embed(t, lifecycle.Options{IdleGrace: -1})
+		trial.Step = func(at string) {
+			if at == step {
+				e.Stop()
+			}
+		}
+		e.HTTP(&http.Server{Handler: http.NotFoundHandler()}, e.listen(t))
+		go func() { e.ran <- e.Run(context.Background()) }()
+		select {
+		case err := <-e.ran:
+			if err != nil && step != "healthy" {
+				t.Errorf("stopped at %q: %v", step, err)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("told to stop at %q, it went on", step)
+		}
 	}
 }
 
