@@ -1,0 +1,264 @@
+package launcher_test
+
+import (
+	"context"
+	"flag"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"overlap/lifecycle/bench"
+	"overlap/lifecycle/control"
+)
+
+var reloads = flag.Int("reloads", 10, "how many reloads a loss test makes")
+
+const clients = 32 // of each mode
+
+// account is what the clients of a service noticed.
+type account struct{ close, keepAlive *bench.Result }
+
+// under puts the clients of both kinds on an address while f runs.
+func (s *service) under(addr string, f func()) account {
+	s.t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	results := map[bench.Mode]chan *bench.Result{bench.Close: make(chan *bench.Result, 1), bench.KeepAlive: make(chan *bench.Result, 1)}
+	errs := make(chan error, 2)
+	for mode, to := range results {
+		l := bench.Load{Address: addr, Clients: clients, Mode: mode, Timeout: waitFor, Think: 3 * time.Millisecond}
+		go func() {
+			r, err := l.Run(ctx, nil)
+			errs <- err
+			to <- r
+		}()
+	}
+	func() {
+		defer stop() // also when f ends the test
+		f()
+	}()
+	for range 2 {
+		if err := <-errs; err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return account{<-results[bench.Close], <-results[bench.KeepAlive]}
+}
+
+// noLoss fails the test for requests that failed.
+func noLoss(t testing.TB, r *bench.Result) {
+	t.Helper()
+	say(t, r)
+	if r.Failed > 0 || r.Requests < 50 {
+		t.Errorf("%s: %d of %d requests failed", r.Mode, r.Failed, r.Requests)
+	}
+}
+
+func say(t testing.TB, r *bench.Result) {
+	t.Helper()
+	t.Logf("%s: %d requests, %d failed %v, %d delayed, max %s", r.Mode, r.Requests, r.Failed, r.ByCause, r.Delayed, r.Latency.Max)
+	for i, f := range r.Failures {
+		if i == 5 {
+			break
+		}
+		t.Logf("%s %s after %s: %s", f.At.Format("05.000000"), f.Cause, f.Took, f.Error)
+	}
+}
+
+// loss makes reloads under load and judges them.
+func (s *service) loss(addr string, clean bool) account {
+	s.t.Helper()
+	s.start()
+	first := s.serving(0)
+	last := first.Generation
+	a := s.under(addr, func() {
+		for range *reloads {
+			out := s.reload()
+			if out.From != last || out.To <= last {
+				s.t.Errorf("reload %+v, want from %d", out, last)
+			}
+			last = out.To
+		}
+	})
+	noLoss(s.t, a.close)
+	if clean {
+		noLoss(s.t, a.keepAlive)
+	} else {
+		say(s.t, a.keepAlive)
+	}
+	if gens := len(a.close.ByGeneration); gens < 2 && a.close.ByGeneration[0].Generation != "" {
+		s.t.Errorf("%d generations answered", gens)
+	}
+	s.alone()
+	return a
+}
+
+// TestLoss: reloads of programs that know nothing of it lose no new connection.
+func TestLoss(t *testing.T) {
+	for _, srv := range servers() {
+		t.Run(srv.name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			addr := free(t, "tcp", "127.0.0.1")
+			srv.setUp(s, addr)
+			s.loss(addr, srv.clean)
+		})
+	}
+}
+
+// TestLossIPv6 is TestLoss on [::1] and on a dual-stack wildcard.
+func TestLossIPv6(t *testing.T) {
+	for _, host := range []string{"::1", "::"} {
+		t.Run(host, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			addr := free(t, "tcp", host)
+			goServer("guest")(s, addr)
+			s.loss(local(t, addr), true)
+		})
+	}
+}
+
+// TestLossUnprivileged is TestLoss with the launcher and the program as nobody.
+func TestLossUnprivileged(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("the other tests are that already: they don't run as root")
+	}
+	for _, kind := range []string{"plain", "guest"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			s.as(65534)
+			addr := free(t, "tcp", "127.0.0.1")
+			goServer(kind)(s, addr)
+			s.loss(addr, kind == "guest")
+		})
+	}
+}
+
+// TestLossUDP: every datagram that reached the old generation is answered.
+func TestLossUDP(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	addr := free(t, "udp", "127.0.0.1")
+	s.goProgram(programConfig{Kind: "udp", Listen: []string{addr}})
+	s.c.Listen = []string{"udp:" + addr}
+	s.start()
+	s.serving(0)
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	type end struct {
+		r   *bench.Result
+		err error
+	}
+	ended := make(chan end, 1)
+	go func() {
+		l := bench.Load{Address: addr, Network: "udp", Clients: 16, Body: []byte("hello"), Timeout: waitFor / 2, Think: 2 * time.Millisecond}
+		r, err := l.Run(ctx, nil)
+		ended <- end{r, err}
+	}()
+	func() {
+		defer stop()
+		for range *reloads {
+			s.reload()
+		}
+	}()
+	e := <-ended
+	if e.err != nil {
+		t.Fatal(e.err)
+	}
+	noLoss(t, e.r)
+}
+
+// TestDNS: a DNS server, UDP and TCP on one port, answers through its reloads.
+func TestDNS(t *testing.T) {
+	t.Parallel()
+	path := tool(t, "dnsmasq", "dnsmasq-base")
+	s := newService(t)
+	addr := free(t, "tcp", "127.0.0.1")
+	host, port := splitAddress(t, addr)
+	s.c.Command = []string{path, "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--port=" + port,
+		"--listen-address=" + host, "--bind-interfaces", "--user=root", "--pid-file=" + s.root + "/dnsmasq.pid",
+		"--address=/overlap.test/192.0.2.7"}
+	s.c.Listen = []string{addr, "udp:" + addr}
+	s.start()
+	s.serving(0)
+	done := make(chan struct{})
+	results := make(chan [2]int, 2)
+	for _, network := range []string{"udp", "tcp"} {
+		go func() {
+			var asked, failed int
+			for running := true; running; {
+				select {
+				case <-done:
+					running = false
+				default:
+				}
+				r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+					return (&net.Dialer{}).DialContext(ctx, network, addr)
+				}}
+				ctx, cancel := context.WithTimeout(context.Background(), waitFor)
+				ips, err := r.LookupHost(ctx, "overlap.test.")
+				cancel()
+				asked++
+				if err != nil || len(ips) != 1 || ips[0] != "192.0.2.7" {
+					failed++
+					t.Logf("%s: %v, %v", network, ips, err)
+				}
+			}
+			results <- [2]int{asked, failed}
+		}()
+	}
+	func() {
+		defer close(done)
+		for range *reloads {
+			s.reload()
+		}
+	}()
+	for range 2 {
+		r := <-results
+		t.Logf("%d questions, %d failed", r[0], r[1])
+		if r[1] > 0 || r[0] < 10 {
+			t.Errorf("%d of %d questions failed", r[1], r[0])
+		}
+	}
+}
+
+// TestLossIsSeen is the negative control: with steering off the same test sees loss.
+func TestLossIsSeen(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	addr := free(t, "tcp", "127.0.0.1")
+	goServer("plain")(s, addr)
+	s.c.SteeringOff, s.c.StopDelay = true, -1
+	s.start()
+	s.serving(0)
+	var failed, requests int64
+	for round := 0; round < 20 && failed == 0; round++ {
+		a := s.under(addr, func() {
+			for range 3 {
+				if out := s.tryReload(control.ReloadRequest{}); out.Outcome != control.OutcomeSwitched {
+					t.Fatalf("reload: %+v", out)
+				}
+			}
+		})
+		failed += a.close.Failed
+		requests += a.close.Requests
+	}
+	t.Logf("%d of %d requests with a connection of their own failed", failed, requests)
+	if failed == 0 {
+		t.Error("without steering nothing was lost: the loss tests prove nothing")
+	}
+}
+
+// lines are those of a log that have a text.
+func lines(out, text string) (found []string) {
+	for line := range strings.Lines(out) {
+		if strings.Contains(line, text) {
+			found = append(found, line)
+		}
+	}
+	return found
+}

@@ -1,0 +1,296 @@
+package launcher_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"overlap/lifecycle"
+)
+
+// programConfig is what a program of the tests does; each generation reads it anew.
+type programConfig struct {
+	Kind     string   // "plain", "polite", "guest", "udp"
+	Listen   []string // "127.0.0.1:80"
+	Later    string   // an address that it listens on when asked for /later
+	Fail     string   // "unhealthy", "crash early", "crash in check", "hang", "never"
+	Stubborn bool     // it ignores SIGTERM
+	Daemon   bool     // it goes into the background
+	Threads  int
+}
+
+// program is the main function of a program that knows nothing of overlap, but for the guest.
+func program(path string) int {
+	var c programConfig
+	if err := read(path, &c); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 97
+	}
+	if c.Daemon && os.Getenv("BACKGROUND") == "" {
+		return daemonize()
+	}
+	if c.Stubborn {
+		signal.Ignore(syscall.SIGTERM)
+	}
+	switch c.Fail {
+	case "crash early":
+		fmt.Fprintln(os.Stderr, "program: out of luck")
+		return 7
+	case "never":
+		select {}
+	}
+	if err := c.serve(); err != nil {
+		fmt.Fprintln(os.Stderr, "program:", err)
+		return 20
+	}
+	return 0
+}
+
+// daemonize starts the program anew in a session of its own and returns when that listens, as
+// a classic daemon does.
+func daemonize() int {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return 96
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), "BACKGROUND=1")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return 96
+	}
+	w.Close()
+	r.Read(make([]byte, 1))
+	return 0
+}
+
+func (c programConfig) serve() error {
+	if c.Kind == "udp" {
+		return echoDatagrams(c.Listen[0])
+	}
+	if c.Kind == "guest" {
+		return lifecycle.ListenAndServe(&http.Server{Addr: c.Listen[0], Handler: c.handler()})
+	}
+	srv := &http.Server{Handler: c.handler()}
+	failed := make(chan error, 1)
+	for _, addr := range c.Listen {
+		ln, err := net.Listen("tcp", addr)
+		if err != nil {
+			return err
+		}
+		go func() {
+			if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+				failed <- err
+			}
+		}()
+	}
+	if os.Getenv("BACKGROUND") != "" {
+		os.NewFile(3, "ready").Close()
+	}
+	if c.Kind != "polite" {
+		return <-failed
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer cancel()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+		return srv.Shutdown(context.Background())
+	}
+}
+
+func (c programConfig) handler() http.Handler {
+	mux := http.NewServeMux()
+	generation := os.Getenv("OVERLAP_GENERATION")
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Overlap-Generation", generation)
+		fmt.Fprintf(w, "pid %d\n", os.Getpid())
+	})
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) {
+		switch c.Fail {
+		case "unhealthy":
+			http.Error(w, "the database is gone", http.StatusServiceUnavailable)
+		case "crash in check":
+			os.Exit(8)
+		case "hang":
+			<-r.Context().Done()
+		}
+	})
+	mux.HandleFunc("/crash", func(http.ResponseWriter, *http.Request) { os.Exit(9) })
+	mux.HandleFunc("/end", func(http.ResponseWriter, *http.Request) { os.Exit(0) })
+	mux.HandleFunc("/later", func(w http.ResponseWriter, r *http.Request) {
+		ln, err := net.Listen("tcp", c.Later)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		go http.Serve(ln, mux)
+	})
+	return mux
+}
+
+func echoDatagrams(addr string) error {
+	pc, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 64<<10)
+	for {
+		n, from, err := pc.ReadFrom(buf)
+		if err != nil {
+			return err
+		}
+		if _, err := pc.WriteTo(buf[:n], from); err != nil {
+			return err
+		}
+	}
+}
+
+// goProgram has the service launch the test binary as a program.
+func (s *service) goProgram(c programConfig) {
+	s.t.Helper()
+	s.next(c)
+	s.c.Command = []string{s.exe, "program", s.programFile()}
+}
+
+func (s *service) programFile() string { return filepath.Join(s.root, "program.json") }
+
+// next changes what the generations to come do.
+func (s *service) next(c programConfig) { write(s.t, s.programFile(), c) }
+
+// server is a kind of program that a test can launch.
+type server struct {
+	name string
+	// clean is true where its own shutdown loses no request of keep-alive connections.
+	clean bool
+	// reuses is true where it listens by itself with SO_REUSEPORT.
+	setUp func(s *service, addr string)
+}
+
+const nodeServer = `
+const http = require('http');
+const [host, port] = process.argv.slice(2);
+http.createServer((req, res) => {
+  req.resume();
+  res.setHeader('Overlap-Generation', process.env.OVERLAP_GENERATION);
+  res.end('hello\n');
+}).listen(Number(port), host);
+`
+
+const pythonServer = `
+import http.server, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = b"hello\n"
+        self.send_response(200)
+        self.send_header("Overlap-Generation", os.environ["OVERLAP_GENERATION"])
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128
+Server((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()
+`
+
+const wsgiServer = `
+import os
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "6"), ("Overlap-Generation", os.environ["OVERLAP_GENERATION"])])
+    return [b"hello\n"]
+`
+
+func goServer(kind string) func(*service, string) {
+	return func(s *service, addr string) {
+		s.goProgram(programConfig{Kind: kind, Listen: []string{addr}})
+		if kind == "guest" {
+			s.c.Probes = []string{"notify"}
+		}
+	}
+}
+
+// script writes a file of the service and returns its path.
+func (s *service) script(name, text string) string {
+	s.t.Helper()
+	path := filepath.Join(s.root, name)
+	writeFile(s.t, path, []byte(text))
+	return path
+}
+
+func splitAddress(t testing.TB, addr string) (host, port string) {
+	t.Helper()
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return host, port
+}
+
+func nginx(options string, workers int) func(*service, string) {
+	return func(s *service, addr string) {
+		path := tool(s.t, "nginx", "nginx-light")
+		user := ""
+		if os.Geteuid() == 0 {
+			user = "user root;\n" // its directories are the test's
+		}
+		conf := s.script("nginx.conf", fmt.Sprintf(`
+%sdaemon off;
+worker_processes %d;
+pid %[3]s/nginx.pid;
+error_log stderr;
+events { worker_connections 512; }
+http {
+  access_log off;
+  client_body_temp_path %[3]s/body;
+  proxy_temp_path %[3]s/proxy;
+  fastcgi_temp_path %[3]s/fastcgi;
+  uwsgi_temp_path %[3]s/uwsgi;
+  scgi_temp_path %[3]s/scgi;
+  server { listen %[4]s %[5]s; location / { return 200 "hello\n"; } }
+}
+`, user, workers, s.root, addr, options))
+		s.c.Command = []string{path, "-p", s.root, "-e", "stderr", "-c", conf}
+	}
+}
+
+func servers() []server {
+	return []server{
+		{"go plain", false, goServer("plain")},
+		{"go polite", false, goServer("polite")},
+		{"go guest", true, goServer("guest")},
+		{"node", false, func(s *service, addr string) {
+			host, port := splitAddress(s.t, addr)
+			s.c.Command = []string{tool(s.t, "node", "nodejs"), s.script("server.js", nodeServer), host, port}
+		}},
+		{"python", false, func(s *service, addr string) {
+			host, port := splitAddress(s.t, addr)
+			s.c.Command = []string{tool(s.t, "python3", "python3"), s.script("server.py", pythonServer), host, port}
+		}},
+		{"nginx", false, nginx("", 1)},
+		{"nginx reuseport", false, nginx("reuseport", 3)},
+		{"gunicorn", false, func(s *service, addr string) {
+			path := tool(s.t, "gunicorn", "gunicorn")
+			s.script("wsgi.py", wsgiServer)
+			s.c.Command = []string{path, "--workers", "2", "--threads", "8", "--bind", addr,
+				"--chdir", s.root, "wsgi:app"}
+		}},
+	}
+}
+
+// waitFor is how long a test waits for what must come.
+const waitFor = 60 * time.Second
