@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envServer) != "" {
 		os.Exit(serve.Main(os.Args[1:]))
 	}
+	if os.Getenv(envTrial) != "" {
+		os.Exit(one())
+	}
 	// Programs with the race detector sleep for a second before they exit; the servers need not.
 	os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0"))
 	netns.Enter()
@@ -69,7 +72,7 @@ func TestTwoRivals(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	c := &comparison{rounds: 1, reloads: 2, clients: 4, every: 50 * time.Millisecond, steady: 100 * time.Millisecond,
-		rivals: chosen, idle: 1, modes: []bench.Mode{bench.Close}, dir: dir, program: []string{self}, env: []string{envServer + "=1"}, log: testWriter{t}}
+		rivals: chosen, idle: 1, modes: []bench.Mode{bench.Close}, dir: dir, program: []string{self}, env: []string{envServer + "=1"}, ownNetwork: canIsolate(), log: testWriter{t}}
 	rep, err := c.run(context.Background())
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +90,7 @@ func TestTwoRivals(t *testing.T) {
 		if r.requests == 0 || r.handovers != 2 || r.switched <= 0 || r.near <= 0 || r.reloadCPU <= 0 || r.ratio <= 0 {
 			t.Errorf("%s: something was not measured: %+v", key, r)
 		}
-		if n := len(r.outcomes[0].result.ByGeneration); n < 2 {
+		if n := len(r.outcomes[0].Result.ByGeneration); n < 2 {
 			t.Errorf("%s: answers of %d generations, want several", key, n)
 		}
 	}
@@ -225,7 +228,7 @@ func TestSums(t *testing.T) {
 func TestWinners(t *testing.T) {
 	rep := madeUp(t)
 	rep.sum()
-	text := strings.Join(rep.winners(), "\n")
+	text := strings.Join(rep.winners(bench.Close), "\n")
 	for _, want := range []string{
 		"nothing failed and nothing was delayed with HAProxy, master-worker; overlap, the library.",
 		"time to the switch: **a rival wins**: HAProxy, master-worker (10.0 ms), before overlap, the library (30.0 ms); better still, at the price of 30 failed and 0 delayed: go-reuseport and Shutdown (5.00 ms).",
@@ -253,12 +256,12 @@ func madeUp(t *testing.T) *report {
 	}
 	rep := newReport(c)
 	one := func(round int, failed int64, near, switched, cpu time.Duration, before, during float64) *outcome {
-		o := &outcome{switches: []time.Duration{switched, switched}, reloadCPU: []time.Duration{cpu, cpu}, before: before, during: during}
-		o.result = &bench.Result{Requests: 1000, Failed: 3 * failed, Handovers: 2, ByCause: map[bench.Cause]int64{}}
+		o := &outcome{Switches: []time.Duration{switched, switched}, ReloadCPU: []time.Duration{cpu, cpu}, Before: before, During: during}
+		o.Result = &bench.Result{Requests: 1000, Failed: 3 * failed, Handovers: 2, ByCause: map[bench.Cause]int64{}}
 		if failed > 0 {
-			o.result.ByCause[bench.Reset], o.result.ByCause[bench.EOF] = 2*failed, failed
+			o.Result.ByCause[bench.Reset], o.Result.ByCause[bench.EOF] = 2*failed, failed
 		}
-		o.result.NearSwitch.P999, o.result.Latency.Max = near, time.Duration(round+1)*time.Second
+		o.Result.NearSwitch.P999, o.Result.Latency.Max = near, time.Duration(round+1)*time.Second
 		return o
 	}
 	ms := time.Millisecond
@@ -269,7 +272,7 @@ func madeUp(t *testing.T) *report {
 			case "reuseport":
 				o := one(round, 0, 40*ms, 5*ms, 6*ms, 100*speed, 100*speed)
 				if round == 1 {
-					o.result.Failed, o.result.ByCause[bench.Reset], o.result.ByCause[bench.EOF] = 30, 20, 10
+					o.Result.Failed, o.Result.ByCause[bench.Reset], o.Result.ByCause[bench.EOF] = 30, 20, 10
 				}
 				rep.add(c.rivals[i], bench.Close, round, o, nil)
 			case "library":

@@ -11,22 +11,16 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
 	"overlap/lifecycle/bench"
-	"overlap/test/netns"
 )
 
 // idleReloads is how many reloads without load follow a trial in the first mode.
 const idleReloads = 3
-
-// envDir tells the program inside its namespace where the binaries are.
-const envDir = "OVERLAP_COMPARE_DIR"
-
-// ownNetwork says that the network is the program's own.
-var ownNetwork bool
 
 // comparison is what was asked for.
 type comparison struct {
@@ -39,12 +33,16 @@ type comparison struct {
 	program                  []string // the server of the comparison
 	env                      []string // its environment, beside the usual
 	overlap                  string   // the binary, "" if there is none
+	ownNetwork               bool     // each trial has a network of its own
 	log                      io.Writer
 }
 
 func main() {
 	if os.Getenv(envKeeper) != "" {
 		os.Exit(keep())
+	}
+	if os.Getenv(envTrial) != "" {
+		os.Exit(one())
 	}
 	if err := run(os.Args[1:]); err != nil {
 		if !errors.Is(err, flag.ErrHelp) {
@@ -72,18 +70,18 @@ func run(args []string) (err error) {
 	if err := c.check(flags, only, modes); err != nil {
 		return err
 	}
-	if c.dir = os.Getenv(envDir); c.dir == "" {
-		if err := c.enter(); err != nil {
-			return err
-		}
-	} else {
-		ownNetwork = true
-		netns.Enter()
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(c.dir)) }()
-	c.program, c.overlap = []string{filepath.Join(c.dir, "server")}, filepath.Join(c.dir, "overlap")
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	if c.dir, err = os.MkdirTemp("", "overlap-compare-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(c.dir)) }()
+	if err := c.build(ctx); err != nil {
+		return err
+	}
+	if c.ownNetwork = canIsolate(); !c.ownNetwork {
+		fmt.Fprintln(c.log, "compare: no network namespace (only root gets one): what else this machine does on its loopback is measured too")
+	}
 	found := describe(args)
 	rep, err := c.run(ctx)
 	if err != nil {
@@ -136,34 +134,30 @@ func choose(only string) ([]*rival, error) {
 	return chosen, nil
 }
 
-// enter builds the binaries and starts this program again in a network of its own. It returns
-// where that is not possible.
-func (c *comparison) enter() error {
-	dir, err := os.MkdirTemp("", "overlap-compare-")
-	if err != nil {
+// build builds the server of the comparison, and overlap.
+func (c *comparison) build(ctx context.Context) error {
+	if err := os.Chmod(c.dir, 0o755); err != nil { // a rival's workers may be another user's
 		return err
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { // a rival's workers may be another user's
-		return err
-	}
-	c.dir = dir
-	for name, pkg := range map[string]string{"server": "overlap/test/compare/server", "overlap": "overlap"} {
-		build := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg)
-		if out, err := build.CombinedOutput(); err != nil {
-			return errors.Join(fmt.Errorf("build %s (call it from inside the module): %w: %s", pkg, err, out), os.RemoveAll(dir))
+	c.overlap = filepath.Join(c.dir, "overlap")
+	server := filepath.Join(c.dir, "server")
+	c.program = []string{server}
+	for to, pkg := range map[string]string{server: "overlap/test/compare/server", c.overlap: "overlap"} {
+		if out, err := exec.CommandContext(ctx, "go", "build", "-o", to, pkg).CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s (from inside the module): %w: %s", pkg, err, out)
 		}
 	}
-	os.Setenv(envDir, dir)
-	netns.Enter()
-	os.Unsetenv(envDir)
 	return nil
 }
 
 // run is the whole comparison: rounds of all rivals, in another order each time, so that none
 // always follows the same one.
 func (c *comparison) run(ctx context.Context) (*report, error) {
+	// A trial's process ends with the thread that started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	rep := newReport(c)
-	probe := &bed{overlap: c.overlap}
+	probe := &bed{overlap: c.overlap, ownNetwork: c.ownNetwork}
 	var able []*rival
 	for _, r := range c.rivals {
 		if r.missing != nil {
@@ -183,7 +177,7 @@ func (c *comparison) run(ctx context.Context) (*report, error) {
 					idle = c.idle
 				}
 				began := time.Now()
-				o, err := c.trial(ctx, able[i], mode, idle)
+				o, err := c.apart(ctx, able[i], mode, idle)
 				if ctx.Err() != nil {
 					return nil, context.Cause(ctx)
 				}
@@ -199,9 +193,9 @@ func words(o *outcome, err error) string {
 	if err != nil {
 		return "not measured: " + err.Error()
 	}
-	text := o.result.Outcome()
-	if o.failed > 0 {
-		text += "; a reload failed: " + o.reason
+	text := o.Result.Outcome()
+	if o.Failed > 0 {
+		text += "; a reload failed: " + o.Reason
 	}
 	return text
 }

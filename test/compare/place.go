@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"runtime/debug"
 	"strings"
 
 	"overlap/test/compare/internal/serve"
@@ -51,12 +50,8 @@ func kernel() string {
 // versions asks each program for its own.
 func versions() string {
 	list := []string{"Go " + strings.TrimPrefix(runtime.Version(), "go")}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" && len(s.Value) > 12 {
-				list = append(list, "overlap "+s.Value[:12])
-			}
-		}
+	if out, err := exec.Command("git", "describe", "--always", "--dirty").Output(); err == nil {
+		list = append(list, "overlap "+strings.TrimSpace(string(out)))
 	}
 	for _, ask := range [][]string{{"nginx", "-v"}, {"haproxy", "-v"}, {"node", "--version"}, {"start_server", "--version"}} {
 		program := look(ask[0])

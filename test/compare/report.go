@@ -86,8 +86,8 @@ func (p *report) add(r *rival, mode bench.Mode, round int, o *outcome, err error
 		return
 	}
 	w.outcomes[round] = o
-	if o.failed > 0 {
-		w.problems = append(w.problems, fmt.Sprintf("round %d: a reload failed: %s", round+1, o.reason))
+	if o.Failed > 0 {
+		w.problems = append(w.problems, fmt.Sprintf("round %d: a reload failed: %s", round+1, o.Reason))
 	}
 }
 
@@ -113,7 +113,7 @@ func (r *row) sum(standard *row) {
 	var ratios, steady, kept, perSecond, nears []float64
 	for _, round := range slices.Sorted(maps.Keys(r.outcomes)) {
 		o := r.outcomes[round]
-		res := o.result
+		res := o.Result
 		r.requests += res.Requests
 		r.failed += res.Failed
 		r.delayed += res.Delayed
@@ -128,18 +128,18 @@ func (r *row) sum(standard *row) {
 			nears = append(nears, float64(res.NearSwitch.P999)/float64(res.Steady.P999))
 		}
 		r.longest = max(r.longest, res.Latency.Max)
-		switches = append(switches, o.switches...)
-		reloads = append(reloads, o.reloadCPU...)
-		requests = append(requests, o.requestCPU)
-		perSecond = append(perSecond, o.during)
-		if o.before > 0 {
-			kept = append(kept, o.during/o.before)
+		switches = append(switches, o.Switches...)
+		reloads = append(reloads, o.ReloadCPU...)
+		requests = append(requests, o.RequestCPU)
+		perSecond = append(perSecond, o.During)
+		if o.Before > 0 {
+			kept = append(kept, o.During/o.Before)
 		}
 		if standard == nil {
 			continue
 		}
-		if s := standard.outcomes[round]; s != nil && s.during > 0 && s.before > 0 {
-			ratios, steady = append(ratios, o.during/s.during), append(steady, o.before/s.before)
+		if s := standard.outcomes[round]; s != nil && s.During > 0 && s.Before > 0 {
+			ratios, steady = append(ratios, o.During/s.During), append(steady, o.Before/s.Before)
 		}
 	}
 	r.p50, r.p99, r.p999, r.near = median(p50), median(p99), median(p999), median(near)
@@ -209,10 +209,14 @@ func (p *report) markdown(picture string) string {
 	}
 	f("%s\n", notes)
 	f("## Who wins\n")
-	for _, line := range p.winners() {
-		f("- %s", line)
+	for _, mode := range p.modes {
+		f("%s:\n", modeTitles[mode])
+		for _, line := range p.winners(mode) {
+			f("- %s", line)
+		}
+		f("")
 	}
-	f("\n## How each one was reloaded\n")
+	f("## How each one was reloaded\n")
 	for _, r := range p.rivals {
 		if slices.ContainsFunc(p.rows, func(w *row) bool { return w.rival == r }) {
 			f("- **%s**: %s.", r.title, r.how)
@@ -232,8 +236,8 @@ func (p *report) markdown(picture string) string {
 
 // conditions says what the numbers stand on.
 func (p *report) conditions() string {
-	network := "in a network namespace of its own"
-	if !ownNetwork {
+	network := "in a network namespace\nof each trial's own"
+	if !p.ownNetwork {
 		network = "in the machine's own network"
 	}
 	var drops int64
@@ -365,25 +369,21 @@ var measures = []measure{
 	{name: byCPU, of: duration(func(r *row) time.Duration { return r.reloadCPU }), text: shortFloat},
 }
 
-// winners says for each mode who lost nothing, and for each measure who is best: of those that
-// lost nothing, and of all others where one of them is better still.
-func (p *report) winners() []string {
-	var lines []string
-	for _, mode := range p.modes {
-		var clean, lossy []*row
-		for _, r := range p.rows {
-			if r.mode == mode && r.lossless() {
-				clean = append(clean, r)
-			} else if r.mode == mode && r.measured() {
-				lossy = append(lossy, r)
-			}
+// winners says who lost nothing in a mode, and for each measure who is best: of those that lost
+// nothing, and of all others where one of them is better still.
+func (p *report) winners(mode bench.Mode) []string {
+	var clean, lossy []*row
+	for _, r := range p.rows {
+		if r.mode == mode && r.lossless() {
+			clean = append(clean, r)
+		} else if r.mode == mode && r.measured() {
+			lossy = append(lossy, r)
 		}
-		prefix := strings.ToLower(modeTitles[mode][:1]) + modeTitles[mode][1:]
-		lines = append(lines, fmt.Sprintf("%s: nothing failed and nothing was delayed with %s.", prefix, titles(clean)))
-		for _, m := range measures {
-			if line := m.winner(clean, lossy); line != "" {
-				lines = append(lines, fmt.Sprintf("%s, %s: %s", prefix, m.name, line))
-			}
+	}
+	lines := []string{fmt.Sprintf("nothing failed and nothing was delayed with %s.", titles(clean))}
+	for _, m := range measures {
+		if line := m.winner(clean, lossy); line != "" {
+			lines = append(lines, m.name+": "+line)
 		}
 	}
 	return lines

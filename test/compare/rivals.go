@@ -40,12 +40,11 @@ var rivals = []rival{
 		start: startPair},
 	{key: "migrate", title: "the same, tcp_migrate_req=1", same: true,
 		how:     "as before, with the sysctl net.ipv4.tcp_migrate_req set",
-		missing: func(*bed) string { return missingSysctl() },
+		missing: missingSysctl,
 		start: func(b *bed) (reloader, error) {
 			if err := os.WriteFile(migrateSysctl, []byte("1\n"), 0o644); err != nil {
 				return nil, fmt.Errorf("set net.ipv4.tcp_migrate_req: %w", err)
 			}
-			b.undo = append(b.undo, func() error { return os.WriteFile(migrateSysctl, []byte("0\n"), 0o644) })
 			return startPair(b)
 		}},
 	{key: "fdpass", title: "socket passed to a child", same: true,
@@ -80,10 +79,10 @@ var rivals = []rival{
 		how:   "SIGHUP to the serving process",
 		start: func(b *bed) (reloader, error) { return b.hangupServing(b.server(serve.Library)) }},
 	{key: "run", title: "overlap run, a server that knows nothing of it", same: true, ours: true,
-		how:     "SIGHUP to the launcher; --stop-delay 0, because the server shuts itself down: Shutdown",
+		how:     "SIGHUP to the launcher; --stop-delay 1s: what connections get to end by themselves before Shutdown (the default, 5 s, would only let keep-alive clients wait longer for it)",
 		missing: missingLauncher,
 		start: func(b *bed) (reloader, error) {
-			return b.signalled(syscall.SIGHUP, append(b.launcher("--stop-delay", "0s"), b.server(serve.Plain)...))
+			return b.signalled(syscall.SIGHUP, append(b.launcher("--stop-delay", "1s"), b.server(serve.Plain)...))
 		}},
 	{key: "run-library", title: "overlap run, a server with the library", same: true, ours: true,
 		how:     "SIGHUP to the launcher",
@@ -101,8 +100,8 @@ var absent = []string{
 
 const migrateSysctl = "/proc/sys/net/ipv4/tcp_migrate_req"
 
-func missingSysctl() string {
-	if !ownNetwork {
+func missingSysctl(b *bed) string {
+	if !b.ownNetwork {
 		return "the sysctl is the whole machine's here: run as root, for a network namespace of its own"
 	}
 	f, err := os.OpenFile(migrateSysctl, os.O_WRONLY, 0)

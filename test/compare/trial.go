@@ -46,7 +46,7 @@ type bed struct {
 	address      string
 	keeper       *keeper
 	prepare      func() error // writes the configuration of the generation, nil: nothing to do
-	undo         []func() error
+	ownNetwork   bool
 	generation   string
 	serving      atomic.Int64 // the process that answered for the newest generation, where it says so
 	awaiting     atomic.Pointer[sighting]
@@ -103,7 +103,7 @@ func (c *comparison) newBed(ctx context.Context, r *rival) (*bed, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &bed{ctx: ctx, dir: dir, program: c.program, env: c.env, overlap: c.overlap}
+	b := &bed{ctx: ctx, dir: dir, program: c.program, env: c.env, overlap: c.overlap, ownNetwork: c.ownNetwork}
 	if err := b.start(r); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", r.title, err), b.close())
 	}
@@ -162,9 +162,6 @@ func (b *bed) close() error {
 	var all []error
 	if b.keeper != nil {
 		all = append(all, b.keeper.close())
-	}
-	for _, undo := range b.undo {
-		all = append(all, undo())
 	}
 	return errors.Join(append(all, os.RemoveAll(b.dir))...)
 }
@@ -252,23 +249,23 @@ func (b *bed) settled() error {
 
 // outcome is what one trial of a rival, in one mode, came to.
 type outcome struct {
-	result *bench.Result
-	// switches are the times from the reload's command to the first answer of the new generation.
-	switches []time.Duration
-	// before and during are requests a second before the first reload, and from there on.
-	before, during float64
-	// requestCPU is user and system time of the rival's processes for a request, before the first
+	Result *bench.Result
+	// Switches are the times from the reload's command to the first answer of the new generation.
+	Switches []time.Duration
+	// Before and During are requests a second before the first reload, and from there on.
+	Before, During float64
+	// RequestCPU is user and system time of the rival's processes for a request, before the first
 	// reload.
-	requestCPU time.Duration
-	// reloadCPU is that of each reload without load; nil where it was not measured.
-	reloadCPU []time.Duration
-	// failed are reloads that never switched, and the reason of the last one.
-	failed int
-	reason string
+	RequestCPU time.Duration
+	// ReloadCPU is that of each reload without load; nil where it was not measured.
+	ReloadCPU []time.Duration
+	// Failed are reloads that never switched, and Reason is that of the last one.
+	Failed int
+	Reason string
 }
 
 // trial starts a rival, loads it, reloads it, and ends it.
-func (c *comparison) trial(ctx context.Context, r *rival, mode bench.Mode, idle int) (_ *outcome, err error) {
+func (c *comparison) trial(ctx context.Context, r *rival, mode bench.Mode) (_ *outcome, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.limit())
 	defer cancel()
 	b, err := c.newBed(ctx, r)
@@ -280,11 +277,11 @@ func (c *comparison) trial(ctx context.Context, r *rival, mode bench.Mode, idle 
 	if err := c.loaded(b, mode, o); err != nil {
 		return nil, fmt.Errorf("%w; it said: %s", err, b.said())
 	}
-	if o.failed == 0 {
-		for range idle {
+	if o.Failed == 0 {
+		for range c.idle {
 			if err := b.idleReload(o); err != nil {
-				o.failed++
-				o.reason = fmt.Sprintf("without load: %v; it said: %s", err, b.said())
+				o.Failed++
+				o.Reason = fmt.Sprintf("without load: %v; it said: %s", err, b.said())
 				break
 			}
 		}
@@ -327,12 +324,12 @@ func (c *comparison) loaded(b *bed, mode bench.Mode, o *outcome) error {
 	if err = errors.Join(err, d.err); err != nil {
 		return err
 	}
-	o.result = d.result
+	o.Result = d.result
 	var n float64
-	o.before, n = rate(o.result, from, to)
-	o.during, _ = rate(o.result, to, o.result.Started.Add(o.result.Elapsed))
+	o.Before, n = rate(o.Result, from, to)
+	o.During, _ = rate(o.Result, to, o.Result.Started.Add(o.Result.Elapsed))
 	if n > 0 {
-		o.requestCPU = time.Duration(float64(cpu) / n)
+		o.RequestCPU = time.Duration(float64(cpu) / n)
 	}
 	return nil
 }
@@ -358,7 +355,7 @@ func (c *comparison) reloadAll(b *bed, o *outcome, marks *bench.Marks) (cpu time
 	cpu, to = last.CPU-first.CPU, time.Now()
 	for range c.reloads {
 		at := time.Now()
-		if err = c.reloadOnce(b, o, marks); err != nil || o.failed > 0 {
+		if err = c.reloadOnce(b, o, marks); err != nil || o.Failed > 0 {
 			return
 		}
 		if err = wait(b.ctx, max(rest, c.every-time.Since(at))); err != nil {
@@ -374,15 +371,15 @@ func (c *comparison) reloadOnce(b *bed, o *outcome, marks *bench.Marks) error {
 	if at.IsZero() {
 		marks.Add(bench.Mark{Kind: bench.NotSwitched, Generation: b.number})
 	} else {
-		o.switches = append(o.switches, took)
+		o.Switches = append(o.Switches, took)
 		marks.Add(bench.Mark{Kind: bench.Switch, Generation: b.number, At: at})
 		if err == nil {
 			err = b.settled()
 		}
 	}
 	if err != nil {
-		o.failed++
-		o.reason = fmt.Sprintf("%v; it said: %s", err, b.said())
+		o.Failed++
+		o.Reason = fmt.Sprintf("%v; it said: %s", err, b.said())
 	}
 	return b.ctx.Err()
 }
@@ -423,7 +420,7 @@ func (b *bed) idleReload(o *outcome) error {
 	if err != nil {
 		return err
 	}
-	o.reloadCPU = append(o.reloadCPU, last.CPU-first.CPU)
+	o.ReloadCPU = append(o.ReloadCPU, last.CPU-first.CPU)
 	return nil
 }
 
