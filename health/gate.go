@@ -159,6 +159,13 @@ func (w *waiting) probe(ctx context.Context, i int) (err, stop error) {
 	go func() { answer <- w.specs[i].check(probeCtx, w.target) }()
 
 	err, stop = next(ctx, w.target, answer, nil)
+	if deadline, ok := ctx.Deadline(); err != nil && ok && !time.Now().Before(deadline) {
+		// What the end of the time did to the probe is no answer, even where it is heard of
+		// before the end itself.
+		<-ctx.Done()
+		stop = context.Cause(ctx)
+		answer <- err
+	}
 	if stop != nil {
 		cancel()
 		<-answer
