@@ -256,9 +256,11 @@ func covers(a, wanted reuse.Address) bool {
 	return overlap
 }
 
-// follow looks after sockets that come while the generation serves.
+// follow looks after sockets that come while the generation serves, those first that were bound
+// before and did not listen in time.
 func (s *sockets) follow() {
 	s.running.Go(func() {
+		s.catchUp()
 		for {
 			select {
 			case <-s.wake:

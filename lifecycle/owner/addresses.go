@@ -172,7 +172,7 @@ func (o *Owner) known(ctx context.Context) []uint64 {
 	return known
 }
 
-// Addresses are the generation's addresses, as a network and an address to dial.
+// Addresses are the generation's addresses that have a socket, as a network and an address to dial.
 func (o *Owner) Addresses() [][2]string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -180,6 +180,9 @@ func (o *Owner) Addresses() [][2]string {
 	for _, a := range o.addresses {
 		if a.unix != nil {
 			all = append(all, [2]string{"unix", a.path})
+			continue
+		}
+		if a.coming() {
 			continue
 		}
 		at := a.member.Address()

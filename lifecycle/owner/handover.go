@@ -29,7 +29,7 @@ func (o *Owner) Settle(ctx context.Context) error {
 	}
 	trial.At("yielded")
 	for _, a := range o.list() {
-		if a.member == nil {
+		if a.member == nil || a.coming() {
 			continue
 		}
 		if a.serves == nil {
@@ -131,6 +131,9 @@ func (o *Owner) Switch(ctx context.Context) error {
 	}
 	began := time.Now()
 	for _, a := range o.list() {
+		if a.coming() {
+			continue // [Owner.Changed] comes for it
+		}
 		var err error
 		if a.member != nil {
 			err = a.member.Switch()

@@ -90,6 +90,10 @@ type address struct {
 	joined bool     // the predecessor serves it too
 }
 
+// coming reports whether the address has no socket yet: a program may bind one at any time, and
+// listen later.
+func (a *address) coming() bool { return a.member != nil && len(a.member.Inodes()) == 0 }
+
 // Number is the generation's number.
 func (o *Owner) Number() int { return o.number }
 
