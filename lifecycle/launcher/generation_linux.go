@@ -48,6 +48,7 @@ type generation struct {
 	holding    atomic.Bool
 	selfDrains atomic.Bool // it uses the library, or says so
 	stopped    atomic.Bool // it was sent the stop signal
+	killed     atomic.Bool // its start was given up while the program ran
 	restarting chan struct{}
 	abort      context.CancelCauseFunc // ends a start; with l.mu
 	done       chan struct{}           // closed when it is over
@@ -91,6 +92,8 @@ func (g *generation) start(ctx context.Context) error {
 	if g.owner != nil {
 		g.owner.Tell(context.WithoutCancel(ctx), "failed", err.Error())
 	}
+	_, ended := g.exitCode()
+	g.killed.Store(!ended)
 	g.program.kill()
 	g.over(err)
 	return err
@@ -334,8 +337,9 @@ func (g *generation) endOfProgram() error {
 	return &ExitError{Code: code, Err: fmt.Errorf("the program ended with %s", g.program.words())}
 }
 
+// exitCode is what the program ended with by itself; false where it did not.
 func (g *generation) exitCode() (int, bool) {
-	if g.program == nil {
+	if g.program == nil || g.killed.Load() {
 		return 0, false
 	}
 	return g.program.code()
