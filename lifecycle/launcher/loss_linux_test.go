@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,10 +28,19 @@ func (s *service) under(addr string, f func()) account {
 	defer stop()
 	results := map[bench.Mode]chan *bench.Result{bench.Close: make(chan *bench.Result, 1), bench.KeepAlive: make(chan *bench.Result, 1)}
 	errs := make(chan error, 2)
+	var enough sync.WaitGroup // requests to say something
 	for mode, to := range results {
-		l := bench.Load{Address: addr, Clients: clients, Mode: mode, Timeout: waitFor, Think: 3 * time.Millisecond}
+		enough.Add(1)
+		var once sync.Once
+		l := bench.Load{Address: addr, Clients: clients, Mode: mode, Timeout: waitFor, Think: 3 * time.Millisecond,
+			Progress: func(p bench.Snapshot) {
+				if p.Requests >= 200 {
+					once.Do(enough.Done)
+				}
+			}}
 		go func() {
 			r, err := l.Run(ctx, nil)
+			once.Do(enough.Done)
 			errs <- err
 			to <- r
 		}()
@@ -38,6 +48,7 @@ func (s *service) under(addr string, f func()) account {
 	func() {
 		defer stop() // also when f ends the test
 		f()
+		enough.Wait()
 	}()
 	for range 2 {
 		if err := <-errs; err != nil {
