@@ -31,6 +31,9 @@ const (
 	backlogConfirmations = 3
 	backlogConfirmEvery  = time.Millisecond
 
+	// So many half-open connections fit in one answer of the kernel, by far.
+	backlogOneAnswer = 16
+
 	backlogPollMin = time.Millisecond
 	backlogPollMax = 20 * time.Millisecond
 )
@@ -134,9 +137,20 @@ func AwaitBacklog(ctx context.Context, port uint16, queues ...Queue) error {
 	return a.wait(port, queues)
 }
 
+// awaitBacklogOf is AwaitBacklog for the listeners of one address: connections of the other
+// family are not asked for.
+func awaitBacklogOf(ctx context.Context, addr Address, queues ...Queue) error {
+	family := uint8(sockdiag.FamilyIPv6)
+	if addr.Is4() {
+		family = sockdiag.FamilyIPv4
+	}
+	a := backlogWait{ctx: ctx, open: openHalfOpen, sleep: backlogSleep, families: []uint8{family}}
+	return a.wait(addr.AddrPort.Port(), queues)
+}
+
 // halfOpener is what AwaitBacklog needs of sock_diag.
 type halfOpener interface {
-	HalfOpen(port uint16) ([]sockdiag.Socket, error)
+	HalfOpen(port uint16, families ...uint8) ([]sockdiag.Socket, error)
 	Close() error
 }
 
@@ -147,6 +161,8 @@ type backlogWait struct {
 	ctx   context.Context
 	open  func() (halfOpener, error)
 	sleep func(context.Context, time.Duration) error
+	// families are those of the listeners; none are both.
+	families []uint8
 }
 
 // handshake identifies a half-open connection: address pairs return with a
@@ -190,15 +206,20 @@ func (a *backlogWait) halfOpen(port uint16) error {
 	}
 	defer diag.Close()
 
-	// The set is what several dumps show together, as a single one may miss some.
+	// The set is what several dumps show together where a single one may miss some.
 	absences := map[handshake]int{}
-	for range backlogConfirmations {
+	sure := 1
+	for i := 0; i < sure; i++ {
 		found, err := a.handshakes(diag, port)
 		if err != nil {
 			return err
 		}
+		sure = max(sure, confirmations(len(found)))
 		for h := range found {
 			absences[h] = 0
+		}
+		if len(absences) == 0 && i+1 >= sure {
+			return nil
 		}
 		if err := a.sleep(a.ctx, backlogConfirmEvery); err != nil {
 			return fmt.Errorf("%w with %d left", err, len(absences))
@@ -210,7 +231,8 @@ func (a *backlogWait) halfOpen(port uint16) error {
 			return err
 		}
 		wait := pause
-		if countAbsences(absences, found) {
+		sure = max(sure, confirmations(len(found)))
+		if countAbsences(absences, found, sure) {
 			wait = backlogConfirmEvery
 		}
 		if len(absences) == 0 {
@@ -225,7 +247,7 @@ func (a *backlogWait) halfOpen(port uint16) error {
 }
 
 func (a *backlogWait) handshakes(diag halfOpener, port uint16) (map[handshake]bool, error) {
-	sockets, err := diag.HalfOpen(port)
+	sockets, err := diag.HalfOpen(port, a.families...)
 	if err != nil {
 		return nil, noProof(err)
 	}
@@ -236,14 +258,25 @@ func (a *backlogWait) handshakes(diag halfOpener, port uint16) (map[handshake]bo
 	return found, nil
 }
 
-// countAbsences removes what was not seen several times in a row, and reports
+// confirmations is how many dumps in a row must agree when they show so many connections. The
+// kernel walks its table a bucket at a time, with the bucket locked, and 16 entries at a time
+// (inet_diag_dump_icsk): a dump that fits in one answer misses nothing; one that goes on in a
+// second answer can, where entries of a bucket went meanwhile.
+func confirmations(found int) int {
+	if found < backlogOneAnswer {
+		return 1
+	}
+	return backlogConfirmations
+}
+
+// countAbsences removes what was not seen so many times in a row, and reports
 // whether any is on its way there.
-func countAbsences(absences map[handshake]int, found map[handshake]bool) (pending bool) {
+func countAbsences(absences map[handshake]int, found map[handshake]bool, sure int) (pending bool) {
 	for h, n := range absences {
 		switch {
 		case found[h]:
 			absences[h] = 0
-		case n+1 >= backlogConfirmations:
+		case n+1 >= sure:
 			delete(absences, h)
 		default:
 			absences[h] = n + 1

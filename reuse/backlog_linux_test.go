@@ -212,11 +212,11 @@ type backlogSpy struct {
 	once    sync.Once
 }
 
-func (s *backlogSpy) HalfOpen(port uint16) ([]sockdiag.Socket, error) {
+func (s *backlogSpy) HalfOpen(port uint16, families ...uint8) ([]sockdiag.Socket, error) {
 	if s.asked++; s.asked > 2*backlogConfirmations {
 		s.once.Do(func() { close(s.waiting) })
 	}
-	return s.Conn.HalfOpen(port)
+	return s.Conn.HalfOpen(port, families...)
 }
 
 // backlogHeld holds a handshake half-open while the proof is asked for. The

@@ -23,7 +23,7 @@ type backlogFake struct {
 	failed error
 }
 
-func (f *backlogFake) HalfOpen(port uint16) ([]sockdiag.Socket, error) {
+func (f *backlogFake) HalfOpen(port uint16, families ...uint8) ([]sockdiag.Socket, error) {
 	f.events = append(f.events, "half-open")
 	if f.failed != nil {
 		return nil, f.failed
@@ -60,6 +60,14 @@ func (f *backlogFake) wait(ctx context.Context, limit int) error {
 	return w.wait(80, []Queue{f})
 }
 
+// crowd is a dump so long that it may miss some.
+func crowd(cookies ...uint64) []uint64 {
+	for i := range uint64(2 * backlogOneAnswer) {
+		cookies = append(cookies, 1000+i)
+	}
+	return cookies
+}
+
 func TestBacklogRules(t *testing.T) {
 	const enough = 1000
 	forever := func(cookies ...uint64) [][]uint64 { return [][]uint64{cookies} }
@@ -69,15 +77,16 @@ func TestBacklogRules(t *testing.T) {
 		left  string // "" for a proof
 		asked int    // dumps at least
 	}{
-		{"nothing", backlogFake{dumps: forever(), queue: []int{0}}, "", 3},
+		{"nothing", backlogFake{dumps: forever(), queue: []int{0}}, "", 1},
 		{"stays half-open", backlogFake{dumps: forever(1, 2), queue: []int{0}}, "2 left", 3},
-		{"seen by one of the first dumps only, then always",
-			backlogFake{dumps: [][]uint64{{}, {1}, {}, {1}}, queue: []int{0}}, "1 left", 3},
-		{"missed by two dumps", backlogFake{dumps: [][]uint64{{1}, {1}, {1}, {}, {}, {1}}, queue: []int{0}}, "1 left", 6},
-		{"gone from three", backlogFake{dumps: [][]uint64{{1}, {1}, {1}, {}, {}, {}, {1}}, queue: []int{0}}, "", 6},
-		{"another connection comes after", backlogFake{dumps: [][]uint64{{1}, {1}, {1}, {2}}, queue: []int{0}}, "", 6},
-		{"queue stays", backlogFake{dumps: forever(), queue: []int{3}}, "1 queues not empty", 3},
-		{"queue drains", backlogFake{dumps: forever(), queue: []int{3, 1, 0}}, "", 3},
+		{"gone", backlogFake{dumps: [][]uint64{{1}, {1}, {}, {1}}, queue: []int{0}}, "", 3},
+		{"another connection comes after", backlogFake{dumps: [][]uint64{{1}, {2}}, queue: []int{0}}, "", 2},
+		{"many, one seen by the second dump only, then always",
+			backlogFake{dumps: [][]uint64{crowd(), crowd(1), crowd(), {1}}, queue: []int{0}}, "1 left", 3},
+		{"many, missed by two dumps", backlogFake{dumps: [][]uint64{crowd(1), crowd(1), crowd(1), {}, {}, {1}}, queue: []int{0}}, "1 left", 6},
+		{"many, gone from three", backlogFake{dumps: [][]uint64{crowd(1), crowd(1), crowd(1), {}, {}, {}, {1}}, queue: []int{0}}, "", 6},
+		{"queue stays", backlogFake{dumps: forever(), queue: []int{3}}, "1 queues not empty", 1},
+		{"queue drains", backlogFake{dumps: forever(), queue: []int{3, 1, 0}}, "", 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := tt.fake.wait(t.Context(), enough)

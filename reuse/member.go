@@ -581,7 +581,7 @@ func (m *Member) Backlog(ctx context.Context) error {
 		}
 		queues = append(queues, InodeQueue(m.addr.Network, m.addr.AddrPort.Port(), s.inode))
 	}
-	port := m.addr.AddrPort.Port()
+	addr := m.addr
 	m.mu.Unlock()
-	return AwaitBacklog(ctx, port, queues...)
+	return awaitBacklogOf(ctx, addr, queues...)
 }

@@ -83,8 +83,11 @@ func (c *Conn) Datagrams(port uint16) ([]Socket, error) {
 // listener of the port will get them. What SYN cookies stand for is in no table.
 // A connection leaves this state only after it stands in its listener's accept
 // queue, and keeps its cookie on the way (tcp_check_req, inet_csk_clone_lock).
-func (c *Conn) HalfOpen(port uint16) ([]Socket, error) {
-	return c.sockets("list half-open connections", unix.IPPROTO_TCP, 1<<StateSynRecv, port)
+//
+// The kernel walks its whole table of connections for it, once for each family (FamilyIPv4,
+// FamilyIPv6: that of the listener; none are both), which is milliseconds on a large machine.
+func (c *Conn) HalfOpen(port uint16, families ...uint8) ([]Socket, error) {
+	return c.sockets("list half-open connections", unix.IPPROTO_TCP, 1<<StateSynRecv, port, families...)
 }
 
 // Connections returns the TCP connections with a local port that are established
@@ -147,9 +150,12 @@ func (c *Conn) unix(inode uint64) (UnixSocket, error) {
 
 // sockets asks once for IPv4 and once for IPv6, as the kernel keeps a handler for
 // each.
-func (c *Conn) sockets(operation string, protocol uint8, states uint32, port uint16) ([]Socket, error) {
+func (c *Conn) sockets(operation string, protocol uint8, states uint32, port uint16, families ...uint8) ([]Socket, error) {
+	if len(families) == 0 {
+		families = []uint8{FamilyIPv4, FamilyIPv6}
+	}
 	var found []Socket
-	for _, family := range []uint8{FamilyIPv4, FamilyIPv6} {
+	for _, family := range families {
 		messages, err := c.dump(inetRequest(family, protocol, states, port))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", operation, err)

@@ -27,7 +27,7 @@ func (c *Conn) Listeners(port uint16) ([]Socket, error) { return nil, errPlatfor
 func (c *Conn) Datagrams(port uint16) ([]Socket, error) { return nil, errPlatform }
 
 // HalfOpen fails as [Open] does.
-func (c *Conn) HalfOpen(port uint16) ([]Socket, error) { return nil, errPlatform }
+func (c *Conn) HalfOpen(port uint16, families ...uint8) ([]Socket, error) { return nil, errPlatform }
 
 // Connections fails as [Open] does.
 func (c *Conn) Connections(port uint16) ([]Socket, error) { return nil, errPlatform }
