@@ -68,6 +68,21 @@ func Listening(network string, port uint16) ([]Stranger, error) {
 	return strangers, nil
 }
 
+// Sockets is [Listening] without the processes, which are looked for in all of /proc: one
+// entry a socket.
+func Sockets(network string, port uint16) ([]Stranger, error) {
+	found, err := listeningSockets(network, port)
+	if err != nil {
+		return nil, fmt.Errorf("list who listens on %s port %d: %w", network, port, err)
+	}
+	var all []Stranger
+	for _, s := range found {
+		all = append(all, Stranger{Network: strings.TrimRight(network, "46"), Address: s.Local,
+			V6Only: s.V6Only, Inode: s.Inode, UID: s.UID})
+	}
+	return all, nil
+}
+
 func listeningSockets(network string, port uint16) ([]sockdiag.Socket, error) {
 	diag, err := sockdiag.Open()
 	if err != nil {

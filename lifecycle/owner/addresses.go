@@ -112,7 +112,7 @@ func (o *Owner) refuseStrangers(ctx context.Context, a reuse.Address) error {
 			time.Sleep(time.Duration(try) * 5 * time.Millisecond)
 		}
 		// Who is asked after the list was made knows all that is on it, unless it left.
-		there, err := reuse.Listening(a.Network, a.AddrPort.Port())
+		there, err := reuse.Sockets(a.Network, a.AddrPort.Port())
 		if err != nil {
 			// Without a way to see them the kernel's own refusal remains.
 			o.log.Debug("listeners can't be listed", "error", err)
@@ -122,7 +122,21 @@ func (o *Owner) refuseStrangers(ctx context.Context, a reuse.Address) error {
 			return nil
 		}
 	}
-	return &StrangerError{*suspect}
+	return &StrangerError{identified(*suspect)}
+}
+
+// identified adds the process.
+func identified(s reuse.Stranger) reuse.Stranger {
+	there, err := reuse.Listening(s.Network, s.Address.Port())
+	if err != nil {
+		return s
+	}
+	for _, t := range there {
+		if t.Inode == s.Inode {
+			return t
+		}
+	}
+	return s
 }
 
 // suspect is a listener on the address that no generation knows.

@@ -229,7 +229,7 @@ func listens(network, addr string, ino uint64) bool {
 	if err != nil {
 		return false
 	}
-	there, err := reuse.Listening(a.Network, a.AddrPort.Port())
+	there, err := reuse.Sockets(a.Network, a.AddrPort.Port())
 	return err == nil && slices.ContainsFunc(there, func(s reuse.Stranger) bool { return s.Inode == ino })
 }
 
