@@ -56,13 +56,20 @@ func (p *program) runCommand() *urfave.Command {
 	}
 }
 
+// doingRun is the operation of a launcher, as its errors name it.
+const doingRun = "run"
+
 func (p *program) run(c *urfave.Context) error {
 	o, err := p.readRun(c)
 	if err != nil {
 		return err
 	}
 	if err := launcher.Run(c.Context, *o); err != nil {
-		return &failure{"run", o.Command[0], err}
+		name := o.Name
+		if name == "" {
+			name = state.DefaultName(o.Command[0])
+		}
+		return &failure{doingRun, name, err}
 	}
 	return nil
 }

@@ -110,10 +110,14 @@ func (p *program) warn(err error) {
 // explain turns an error into words and an exit code.
 func explain(err error) (text, hint string, code int) {
 	text, code = oneLine(err.Error()), ExitFailed
-	name := "NAME"
+	name, again := "NAME", "serve"
+	elsewhere := "overlap serve --listen :8081"
 	var f *failure
 	if errors.As(err, &f) && f.service != "" {
 		name = f.service
+	}
+	if f != nil && f.doing == doingRun {
+		again, elsewhere = "run -- COMMAND", "ss -ltnp" // where it listens is the program's own affair
 	}
 	var usage *usageError
 	var ambiguous *ambiguousError
@@ -145,11 +149,12 @@ func explain(err error) (text, hint string, code int) {
 	case errors.Is(err, errLoss):
 		// The table says it.
 	case errors.Is(err, lifecycle.ErrStranger):
-		hint = "listen elsewhere, or end that process first: overlap serve --listen :8081"
+		hint = "listen elsewhere, or end that process first: " + elsewhere
 	case errors.Is(err, lifecycle.ErrOverlap):
 		hint = "listen on the same address, or end the service first: overlap stop " + name
 	case errors.Is(err, lifecycle.ErrOther):
-		hint = "give the new service a name of its own: overlap serve --name OTHER"
+		verb, command, _ := strings.Cut(again, " ")
+		hint = strings.TrimSpace("give the new service a name of its own: overlap " + verb + " --name OTHER " + command)
 	case errors.Is(err, lifecycle.ErrSupervised):
 		hint = "have it replace itself: overlap reload " + name
 	case errors.Is(err, lifecycle.ErrBusy), errors.Is(err, owner.ErrBusy):
@@ -163,6 +168,9 @@ func explain(err error) (text, hint string, code int) {
 	case errors.As(err, &op) && errors.Is(err, syscall.EACCES),
 		errors.Is(err, syscall.EACCES) && strings.Contains(text, "bind"):
 		hint = "ports below 1024 are for root or CAP_NET_BIND_SERVICE, take another: overlap serve --listen :8080"
+		if again != "serve" {
+			hint = "ports below 1024 are for root or CAP_NET_BIND_SERVICE, see who you are: id"
+		}
 	case errors.Is(err, syscall.EADDRINUSE):
 		hint = "see who listens: ss -ltnp"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
@@ -170,7 +178,7 @@ func explain(err error) (text, hint string, code int) {
 	case errors.Is(err, fs.ErrPermission) && strings.Contains(text, "can be written by others"):
 		hint = "take that right away: chmod go-w " + directoryIn(text)
 	case errors.Is(err, fs.ErrPermission) && strings.Contains(text, "belongs to"):
-		hint = `keep state elsewhere: overlap --state-dir "$HOME/.overlap" serve`
+		hint = `keep state elsewhere: overlap --state-dir "$HOME/.overlap" ` + again
 	}
 	var exit *launcher.ExitError
 	if errors.As(err, &exit) {

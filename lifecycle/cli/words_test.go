@@ -16,6 +16,7 @@ import (
 
 	"overlap/lifecycle"
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/launcher"
 	"overlap/lifecycle/owner"
 	"overlap/lifecycle/state"
 	"overlap/reuse"
@@ -23,6 +24,9 @@ import (
 
 func TestExplain(t *testing.T) {
 	serve := func(err error) error { return &failure{"serve", "serve", err} }
+	run := func(err error) error {
+		return &failure{doingRun, "web", &launcher.ExitError{Code: launcher.ExitOwnFailure, Err: err}}
+	}
 	bind := func(err error) error {
 		return &net.OpError{Op: "listen", Net: "tcp", Addr: &net.TCPAddr{Port: 80}, Err: os.NewSyscallError("bind", err)}
 	}
@@ -71,6 +75,19 @@ func TestExplain(t *testing.T) {
 			"overlap: error: serve: /srv/s belongs to root, not to me: permission denied\n" +
 				"overlap: hint: keep state elsewhere: overlap --state-dir \"$HOME/.overlap\" serve\n"},
 		{serve(errors.New("two\nlines\n")), ExitFailed, "overlap: error: serve: two; lines\n"},
+
+		{run(&owner.StrangerError{Stranger: reuse.Stranger{Network: "tcp", Address: netip.MustParseAddrPort("127.0.0.1:80"), PID: 7, Command: "nginx -g x"}}), launcher.ExitOwnFailure,
+			"overlap: error: run: 127.0.0.1:80 is in use by pid 7 (nginx -g x), which is not of this service\n" +
+				"overlap: hint: listen elsewhere, or end that process first: ss -ltnp\n"},
+		{run(fmt.Errorf("%w: \"x\"", lifecycle.ErrOther)), launcher.ExitOwnFailure,
+			"overlap: error: run: a service of this name runs on other addresses: \"x\"\n" +
+				"overlap: hint: give the new service a name of its own: overlap run --name OTHER -- COMMAND\n"},
+		{run(bind(syscall.EACCES)), launcher.ExitOwnFailure,
+			"overlap: error: run: listen tcp :80: bind: permission denied\n" +
+				"overlap: hint: ports below 1024 are for root or CAP_NET_BIND_SERVICE, see who you are: id\n"},
+		{run(fmt.Errorf("/srv/s belongs to root, not to me: %w", fs.ErrPermission)), launcher.ExitOwnFailure,
+			"overlap: error: run: /srv/s belongs to root, not to me: permission denied\n" +
+				"overlap: hint: keep state elsewhere: overlap --state-dir \"$HOME/.overlap\" run -- COMMAND\n"},
 
 		{&failure{"status", "", fmt.Errorf("no service: %w", errNotRunning)}, ExitNotRunning,
 			"overlap: error: status: no service: not running\noverlap: hint: start a file server: overlap serve\n"},
