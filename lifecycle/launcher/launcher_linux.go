@@ -144,7 +144,7 @@ func (l *launcher) run(ctx context.Context) error {
 			if err == nil {
 				return l.serve(ctx, sig)
 			}
-			return l.neverServed(ctx, first, err)
+			return l.neverServed(ctx, sig, first, err)
 		case s := <-sig.stops:
 			cancel(fmt.Errorf("stopped by %s while starting", s))
 		case s := <-sig.pass:
@@ -157,21 +157,32 @@ func (l *launcher) run(ctx context.Context) error {
 
 // neverServed ends a launcher whose first generation failed. Under a supervised generation it
 // was a request in disguise.
-func (l *launcher) neverServed(ctx context.Context, g *generation, err error) error {
+func (l *launcher) neverServed(ctx context.Context, sig *signals, g *generation, err error) error {
 	if errors.Is(err, owner.ErrSupervised) {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		go func() {
+			select {
+			case <-sig.stops:
+				cancel(errUnwatched)
+			case <-ctx.Done():
+			}
+		}()
 		return l.asReload(ctx)
 	}
 	code := ExitOwnFailure
 	if c, ok := startCode(err); ok {
 		code = c
 	} else if c, ok := g.exitCode(); ok && c != 0 {
-		code = c
-	}
-	if code == ExitOwnFailure && errors.Is(err, errNeverReady) {
+		code = c // 125 too: it may be a launcher itself
+	} else if errors.Is(err, errNeverReady) {
 		code = 1
 	}
 	return &ExitError{code, err}
 }
+
+// errUnwatched is how a start that became a reload ends when it is told to stop.
+var errUnwatched = errors.New("no longer watched, the handover goes on")
 
 // serve goes on until the last generation has ended.
 func (l *launcher) serve(ctx context.Context, sig *signals) error {
@@ -314,8 +325,13 @@ func (l *launcher) asReload(ctx context.Context) error {
 		l.log.Info("the running launcher is supervised, it is asked to reload", "pid", r.Owner.PID)
 		out, err := control.Dial(dir.SocketPath(r.Generation)).Reload(ctx,
 			control.ReloadRequest{Command: l.opt.Command, Directory: l.dir, Env: l.env}, func(e control.Event) {
-				l.log.Info("reload", "step", e.Kind, "next", e.Generation)
+				if !e.Final { // that one is the outcome
+					l.log.Info("reload", "step", e.Kind, "next", e.Generation)
+				}
 			})
+		if cause := context.Cause(ctx); err != nil && cause != nil {
+			err = cause
+		}
 		if err != nil {
 			return &ExitError{1, err}
 		}
