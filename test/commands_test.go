@@ -20,6 +20,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,12 +45,12 @@ const patience = 30 * time.Second
 //	start VAR [-nohup] COMMAND…      start a process; $VAR is its pid, $WORK/VAR.log what it says
 //	waitlog VAR PATTERN              wait until it says so
 //	exits VAR CODE                   wait until it has ended, with that code
-//	signal NAME VAR                  send a signal: TERM, INT, HUP, USR2, KILL, STOP, CONT
+//	signal NAME VAR                  send a signal: TERM, INT, HUP, USR1, USR2, KILL, STOP, CONT
 //	waitserving NAME GENERATION      wait until that generation serves
 //	waitgone NAME GENERATION         wait until it has ended
 //	code N COMMAND…                  run a command that must exit with the code
 //	http METHOD URL [CHECKS]         make a request, once; -unix PATH, -insecure, -body TEXT,
-//	                                 -status N, -has TEXT, -generation N
+//	                                 -status N, -has TEXT, -hasnot TEXT, -generation N
 //	makecert CERT KEY                make a certificate for 127.0.0.1
 //	chown UID FILE                   give a file away
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -270,7 +271,7 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 var signals = map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP,
-	"USR2": syscall.SIGUSR2, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT}
+	"USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT}
 
 func sendSignal(ts *testscript.TestScript, _ bool, args []string) {
 	sig, ok := signals[args[0]]
@@ -350,6 +351,7 @@ func request(ts *testscript.TestScript, _ bool, args []string) {
 	transport := &http.Transport{DisableKeepAlives: true}
 	defer transport.CloseIdleConnections()
 	status, body, has, generation := 200, "", "", ""
+	var hasnot []string
 	for len(args) > 0 {
 		switch {
 		case args[0] == "-insecure":
@@ -372,6 +374,8 @@ func request(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Check(err)
 		case "-has":
 			has = v
+		case "-hasnot":
+			hasnot = append(hasnot, v)
 		case "-generation":
 			generation = v
 		default:
@@ -394,6 +398,8 @@ func request(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("status %d, not %d: %s", resp.StatusCode, status, got)
 	case !bytes.Contains(got, []byte(has)):
 		ts.Fatalf("no %q in %q", has, got)
+	case slices.ContainsFunc(hasnot, func(text string) bool { return bytes.Contains(got, []byte(text)) }):
+		ts.Fatalf("one of %q in %q", hasnot, got)
 	case generation != "" && g != generation:
 		ts.Fatalf("answered by generation %s, not %s", g, generation)
 	}

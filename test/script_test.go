@@ -13,19 +13,26 @@ import (
 	"go.uber.org/goleak"
 
 	"overlap/lifecycle/cli"
+	"overlap/lifecycle/launcher"
+	"overlap/test/fixture"
+	"overlap/test/netns"
 )
 
 // The test binary is every command that the scripts call, by the name it is called by.
 // testscript would set os.Args[0] to the bare name; a generation that replaces itself needs the
 // path it was started by.
 func TestMain(m *testing.M) {
+	launcher.Main()
 	switch filepath.Base(os.Args[0]) {
 	case "overlap":
 		os.Exit(cli.Main(os.Args, os.Stdout, os.Stderr))
 	case "stranger":
 		os.Exit(stranger(os.Args[1:]))
+	case "fixture":
+		os.Exit(fixture.Main(os.Args[1:]))
 	}
-	testscript.Main(checked{m}, map[string]func(){"overlap": func() {}, "stranger": func() {}})
+	netns.Enter()
+	testscript.Main(checked{m}, map[string]func(){"overlap": func() {}, "stranger": func() {}, "fixture": func() {}})
 }
 
 // checked fails tests that leave goroutines behind.
