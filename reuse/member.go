@@ -150,10 +150,11 @@ func (m *Member) Anchor() error {
 	return m.steerAloneLocked(func(f func(fd int) error) error { return f(fd) })
 }
 
-// AnchorBehind is [Member.Anchor] in a group whose sockets all serve and that nobody steers,
-// or steers by places that may be wrong by now: the placeholder joins behind them and gets
-// nothing. control calls its argument with a descriptor of one of them.
-func (m *Member) AnchorBehind(control func(func(fd int) error) error) error {
+// AnchorBehind is [Member.Anchor] in a group that nobody steers, or by places that may be wrong
+// by now: the placeholder joins behind the sockets that are there and gets nothing, and those of
+// serving, by inode, get every new connection. control calls its argument with a descriptor of
+// one of them.
+func (m *Member) AnchorBehind(serving []uint64, control func(ino uint64, f func(fd int) error) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.holders) > 0 || !steering {
@@ -170,14 +171,28 @@ func (m *Member) AnchorBehind(control func(func(fd int) error) error) error {
 	for i := range places {
 		places[i] = i
 	}
-	p := serveProgram(m.addr.Network, places)
-	// A socket that never shared its port is in no array yet; then this has no effect, and
-	// for the moment until the next attach the hash may pick the placeholder.
-	control(func(fd int) error { return attach(fd, p) })
+	all := serveProgram(m.addr.Network, places)
+	for _, ino := range serving {
+		// One whose owner died just before its switch may be gated. One that never shared its port
+		// is in no array yet; then attaching has no effect, and for the moment until the next one
+		// the hash may pick the placeholder.
+		control(ino, func(fd int) error { return errors.Join(openGate(fd, m.addr), attach(fd, all)) })
+	}
 	if err := m.addHolderLocked(); err != nil {
 		return err
 	}
-	return attach(m.holders[0].fd, p)
+	if err := attach(m.holders[0].fd, all); err != nil {
+		return err
+	}
+	// Others than the serving ones may drain, or be hidden.
+	array, err := locate(m.addr)
+	if err != nil {
+		return nil
+	}
+	if places = placesOf(array, serving); len(places) == 0 {
+		return nil
+	}
+	return attach(m.holders[0].fd, serveProgram(m.addr.Network, places))
 }
 
 // ForUser makes the member's placeholders belong to another effective user, since a group has

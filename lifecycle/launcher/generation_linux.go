@@ -146,7 +146,7 @@ func (g *generation) begin(ctx context.Context, timeout time.Duration) error {
 	}
 	g.sockets.follow()
 	g.l.terminal.give(g.program.pid())
-	g.l.drainOrphan(g)
+	g.l.drainOrphans(g)
 	if err := notify.Send(fmt.Sprintf("READY=1\nMAINPID=%d", os.Getpid())); err != nil {
 		g.log.Warn("the service manager was not told", "error", err)
 	}
@@ -236,8 +236,8 @@ func (g *generation) serve() {
 	}
 }
 
-// crashed deals with the end of a program that nobody asked for. It reports true where the
-// generation goes on without a program, until its successor has started.
+// crashed deals with the end of a program that nobody asked for: the generation goes on without
+// one, until its successor has started. It reports true where that died too.
 func (g *generation) crashed() bool {
 	g.log.Warn("the program ended", "status", g.program.words())
 	if g.owner.CanReturn() || g.l.isStopping() {
@@ -246,12 +246,16 @@ func (g *generation) crashed() bool {
 		return false
 	}
 	g.holding.Store(true)
-	g.owner.Holding()
-	g.hold()
+	g.owner.Hold()
+	if g.l.opt.Hold <= 0 {
+		g.owner.LetGo()
+	}
 	g.l.events <- happening{kind: crashed, gen: g}
 	select {
 	case <-g.owner.Superseded():
-		g.drain(true)
+		if errors.Is(g.drain(true), owner.ErrTakenBack) {
+			return true // to be started again
+		}
 		g.over(nil)
 	case <-g.stops:
 		g.over(nil)
@@ -259,32 +263,6 @@ func (g *generation) crashed() bool {
 		g.over(g.endOfProgram())
 	}
 	return false
-}
-
-// hold keeps clients waiting at the placeholders.
-func (g *generation) hold() {
-	if g.l.opt.Hold <= 0 {
-		g.letGo()
-		return
-	}
-	for _, m := range g.owner.Members() {
-		if m.Address().Network == "udp" {
-			continue
-		}
-		for _, ino := range m.Inodes() {
-			m.Drop(ino)
-		}
-		if err := m.Hold(); err != nil {
-			g.log.Warn("clients are not kept waiting", "address", m.Address(), "error", err)
-		}
-	}
-}
-
-// letGo refuses clients from now on.
-func (g *generation) letGo() {
-	for _, m := range g.owner.Members() {
-		m.Leave()
-	}
 }
 
 // drain ends the program from outside.

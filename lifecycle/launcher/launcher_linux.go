@@ -257,6 +257,9 @@ func (l *launcher) ended(h happening) (bool, error) {
 		l.log.Info("a newer launcher has taken over, this one ends")
 		return true, nil
 	}
+	if errors.Is(h.err, errStopping) {
+		return true, nil // a start that the stop cut short
+	}
 	return true, h.err
 }
 

@@ -118,19 +118,22 @@ func adoptListener(diag *sockdiag.Conn, tree []int, a reuse.Address, ino uint64)
 	return nil
 }
 
-// orphanSocket returns a way to one of the orphan's sockets of an address; false where the
+// anchorBehind puts a placeholder behind the orphan's sockets of an address; false where the
 // address is none of the orphan's.
-func (l *launcher) orphanSocket(g *generation, a reuse.Address) (func(func(fd int) error) error, bool) {
+func (l *launcher) anchorBehind(g *generation, m *reuse.Member) (bool, error) {
 	r := g.owner.Orphan()
 	if r == nil {
-		return nil, false
+		return false, nil
 	}
+	a := m.Address()
 	for _, s := range r.Listeners {
 		if s.Network == a.Network && s.Address == a.String() && len(s.Inodes) > 0 {
-			return func(f func(fd int) error) error { return borrow(orphanTree(r), s.Inodes[0], f) }, true
+			return true, m.AnchorBehind(s.Inodes, func(ino uint64, f func(fd int) error) error {
+				return borrow(orphanTree(r), ino, f)
+			})
 		}
 	}
-	return nil, false
+	return false, nil
 }
 
 func orphanTree(r *state.Record) []int {
@@ -183,22 +186,19 @@ func (l *launcher) readyOrphan(ctx context.Context, g *generation) error {
 	return nil
 }
 
-// drainOrphan ends the orphan once the generation that follows it serves.
-func (l *launcher) drainOrphan(g *generation) {
-	r := g.owner.Orphan()
-	if r == nil {
-		return
+// drainOrphans ends the programs without a launcher, once the generation that follows them serves.
+func (l *launcher) drainOrphans(g *generation) {
+	for _, r := range g.owner.Orphans() {
+		g.sockets.running.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), l.opt.DrainTimeout)
+			defer cancel()
+			endOrphan(ctx, &r, l.opt.StopDelay, l.opt.StopSignal)
+			l.log.Info("the old program is gone", "pid", r.Program.PID)
+			if r.Generation > 0 {
+				g.owner.Dir().Remove(r.Generation)
+			}
+		})
 	}
-	number := r.Generation
-	g.sockets.running.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), l.opt.DrainTimeout)
-		defer cancel()
-		endOrphan(ctx, r, l.opt.StopDelay, l.opt.StopSignal)
-		l.log.Info("the old program is gone", "pid", r.Program.PID)
-		if number > 0 {
-			g.owner.Dir().Remove(number)
-		}
-	})
 }
 
 // endOrphan drains a program from outside.

@@ -114,6 +114,6 @@ func (r *restarts) letGo() {
 	r.held = nil
 	if r.gen != nil {
 		r.l.log.Warn("clients are refused from now on", "after", r.l.opt.Hold)
-		r.gen.letGo()
+		r.gen.owner.LetGo()
 	}
 }

@@ -116,8 +116,8 @@ func (s *sockets) join(a reuse.Address, uid int) (*reuse.Member, error) {
 	if err := m.ForUser(uid); err != nil {
 		return nil, err
 	}
-	if control, ok := s.g.l.orphanSocket(s.g, a); ok {
-		return m, m.AnchorBehind(control)
+	if behind, err := s.g.l.anchorBehind(s.g, m); behind {
+		return m, err
 	}
 	return m, m.Anchor()
 }

@@ -55,9 +55,62 @@ func (o *Owner) ask(ctx context.Context, generation int) []uint64 {
 	return all
 }
 
-// Holding says that the generation has no program any more and keeps its clients waiting for
-// the next one: it is not shown as serving, and still hands over.
-func (o *Owner) Holding() { o.holding.Store(true) }
+// Hold says that the generation has no program any more: it is not shown as serving, its clients
+// wait for the next one, and it still hands over. While a successor starts the steering is left
+// alone: placeholders have filled the places of the sockets, and the switch may be under way.
+func (o *Owner) Hold() {
+	o.talk.Lock()
+	o.holding.Store(true)
+	for _, m := range o.Members() {
+		for _, ino := range m.Inodes() {
+			m.Drop(ino)
+		}
+	}
+	s := o.successor
+	if s == nil {
+		o.keepWaitingLocked()
+	}
+	o.talk.Unlock()
+	if s == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := s.Call(ctx, opReleased, nil, nil); err != nil {
+		o.log.Debug("the new generation was not told", "error", err)
+	}
+}
+
+// LetGo ends a hold: clients are refused from now on, unless a successor has a place already.
+func (o *Owner) LetGo() {
+	o.talk.Lock()
+	defer o.talk.Unlock()
+	o.letGo = true
+	if o.successor == nil || !o.reserved {
+		o.keepWaitingLocked()
+	}
+}
+
+// keepWaitingLocked has the clients of a generation without a program wait, or be refused where
+// they have waited long enough.
+func (o *Owner) keepWaitingLocked() {
+	for _, m := range o.Members() {
+		if o.letGo {
+			m.Leave()
+			continue
+		}
+		if m.Address().Network == "udp" {
+			continue
+		}
+		err := m.Anchor()
+		if err == nil {
+			err = m.Hold()
+		}
+		if err != nil {
+			o.log.Warn("clients are not kept waiting", "address", m.Address(), "error", err)
+		}
+	}
+}
 
 // shown is the address as status shows it.
 func (l listener) shown() string {

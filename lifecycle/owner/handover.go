@@ -130,6 +130,12 @@ func (o *Owner) Switch(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
+	if o.cfg.Launched {
+		// If this process dies now its program may have the connections: see unchecked.
+		if err := o.save(func(r *state.Record) { r.Switched, r.Listeners = began, o.recordedLocked() }); err != nil {
+			return err
+		}
+	}
 	for _, a := range o.list() {
 		if a.coming() {
 			continue // [Owner.Changed] comes for it

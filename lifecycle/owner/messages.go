@@ -9,7 +9,8 @@ const (
 	opEvent    = "event"
 	opSwitched = "switched"
 	// opLeaving says that N ends on purpose: O must not come back for it.
-	opLeaving  = "leaving"
+	opLeaving = "leaving"
+	// opReleased says that O can't take the connections back any more.
 	opReleased = "released"
 )
 
@@ -26,8 +27,10 @@ type welcome struct {
 	// Serving is false where the generation has nothing to hand over.
 	Serving bool `json:"serving"`
 	// Supervised is true where the process must not exit.
-	Supervised bool       `json:"supervised,omitempty"`
-	Listeners  []listener `json:"listeners,omitempty"`
+	Supervised bool `json:"supervised,omitempty"`
+	// Holding is true where the generation has no program to return to.
+	Holding   bool       `json:"holding,omitempty"`
+	Listeners []listener `json:"listeners,omitempty"`
 }
 
 // listener is an address with its sockets.

@@ -69,6 +69,7 @@ type Owner struct {
 	handed    bool // a successor has switched and lives
 	drains    bool // Drain has begun and can still be taken back
 	reserved  bool
+	letGo     bool // a hold is over
 
 	superseded chan struct{} // a token: a successor switched
 	takenBack  chan struct{} // a token: it died
@@ -200,28 +201,13 @@ func (o *Owner) tidy() (int, error) {
 	}
 	for _, r := range records {
 		if !o.dir.Owned(r.Generation) && !Orphan(r) {
+			o.endUnchecked(r)
 			if err := o.dir.Remove(r.Generation); err != nil {
 				return 0, err
 			}
 		}
 	}
 	return newest + 1, nil
-}
-
-// Orphan reports whether the generation of a record has no owner any more, which its caller
-// knows, but a program whose sockets still listen.
-func Orphan(r state.Record) bool {
-	if !r.Launched || r.State == state.Starting {
-		return false
-	}
-	for _, l := range r.Listeners {
-		for _, ino := range l.Inodes {
-			if listens(l.Network, l.Address, ino) {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 func listens(network, addr string, ino uint64) bool {

@@ -179,7 +179,7 @@ func (o *Owner) unreadable() []state.Record {
 }
 
 func rank(r state.Record) int {
-	if r.State == state.Serving {
+	if r.State == state.Serving || r.State == state.Starting && !unchecked(r) {
 		return 1
 	}
 	return 0
@@ -227,6 +227,7 @@ func (o *Owner) greet(ctx context.Context, r state.Record) (*predecessor, error)
 		return nil, fmt.Errorf("generation %d: %w", r.Generation, ErrSupervised)
 	}
 	p.session, p.listeners = session, w.Listeners
+	o.alone.Store(w.Holding)
 	return p, nil
 }
 
@@ -234,7 +235,7 @@ func (o *Owner) greet(ctx context.Context, r state.Record) (*predecessor, error)
 func (o *Owner) fromPredecessor(_ context.Context, op string, _ json.RawMessage) (any, error) {
 	if op == opReleased {
 		o.alone.Store(true)
-		o.log.Debug("the old generation has let go of its sockets")
+		o.log.Debug("the old generation has no sockets any more")
 		return nil, nil
 	}
 	return nil, fmt.Errorf("unknown message %q", op)

@@ -84,7 +84,7 @@ func (o *Owner) helloLocked(s *control.Session, h hello) (any, error) {
 	if o.successor != nil && !o.lives(o.follower) {
 		o.brokenLocked()
 	}
-	w := welcome{Generation: o.number, Supervised: o.cfg.Supervised}
+	w := welcome{Generation: o.number, Supervised: o.cfg.Supervised, Holding: o.holding.Load()}
 	if o.State() != state.Serving || o.handed || o.released {
 		return w, nil
 	}
@@ -169,8 +169,12 @@ func (o *Owner) Final() {
 	o.final = true
 }
 
-// reclaim puts the groups back under this generation's steering.
+// reclaim puts the groups back under this generation's steering. o.talk is held.
 func (o *Owner) reclaim() {
+	if o.holding.Load() {
+		o.keepWaitingLocked()
+		return
+	}
 	for _, m := range o.Members() {
 		if err := m.Reclaim(); err != nil {
 			o.log.Error("take the connections back", "address", m.Address(), "error", err)

@@ -1,0 +1,401 @@
+package launcher_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"overlap/lifecycle/bench"
+	"overlap/lifecycle/control"
+	"overlap/lifecycle/state"
+)
+
+// crash has the program crash while it serves.
+func crash(t testing.TB, addr string) {
+	t.Helper()
+	if _, _, err := get(addr, "/crash"); err == nil {
+		t.Fatal("the program did not crash")
+	}
+}
+
+// TestCrash: a program that crashes is started again; what it had in hand is lost, and nobody is
+// refused.
+func TestCrash(t *testing.T) {
+	t.Parallel()
+	s, addr, _ := polite(t)
+	a := s.under(addr, func() {
+		for i := range 2 {
+			crash(t, addr)
+			s.serving(i + 1)
+		}
+	})
+	for _, r := range []*bench.Result{a.close, a.keepAlive} {
+		say(t, r)
+		if n := r.ByCause[bench.Refused]; n > 0 {
+			t.Errorf("%s: %d requests were refused", r.Mode, n)
+		}
+		// A dying process closes its connections before its listener, which has a lower
+		// descriptor: a client can lose a request, connect again, and lose that too.
+		if r.Failed > 2*2*clients {
+			t.Errorf("%s: %d requests were lost, more than can have been in flight", r.Mode, r.Failed)
+		}
+	}
+	if r := s.alone(); r.Generation != 3 {
+		t.Errorf("generation %d serves, want 3", r.Generation)
+	}
+	s.mustAsk(addr, s.reload().To)
+}
+
+// TestGiveUp: a program that crashes again and again ends the launcher with its code.
+func TestGiveUp(t *testing.T) {
+	t.Parallel()
+	s, addr, c := polite(t)
+	crash(t, addr)
+	s.serving(1)
+	c.Fail = "crash early"
+	s.next(c)
+	crash(t, addr)
+	if code := s.code(s.runs[0]); code != 9 {
+		t.Errorf("exit code %d, want the program's", code)
+	}
+	if n := len(lines(s.output(), "is started again")); n != 5 {
+		t.Errorf("%d restarts, want 5", n)
+	}
+	if left := s.left(); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
+	}
+}
+
+// TestRestart: which ends are followed by a start, and with what the launcher ends else.
+func TestRestart(t *testing.T) {
+	for _, r := range []struct {
+		policy, how string
+		again       bool
+		code        int
+	}{
+		{"no", "/crash", false, 9},
+		{"no", "/end", false, 0},
+		{"on-failure", "/end", false, 0},
+		{"always", "/end", true, 0},
+		{"always", "/crash", true, 0},
+	} {
+		t.Run(r.policy+r.how, func(t *testing.T) {
+			t.Parallel()
+			s, addr, _ := polite(t, func(s *service, _ *programConfig) { s.c.Restart = r.policy })
+			if _, _, err := get(addr, r.how); err == nil {
+				t.Fatal("the program did not end")
+			}
+			if r.again {
+				s.mustAsk(addr, s.serving(1).Generation)
+				s.runs[0].cmd.Process.Signal(syscall.SIGTERM)
+			}
+			if code := s.code(s.runs[0]); code != r.code {
+				t.Errorf("exit code %d, want %d", code, r.code)
+			}
+			if left := s.left(); len(left) > 0 {
+				t.Errorf("processes %v are left", left)
+			}
+		})
+	}
+}
+
+// TestHold: clients of a program that is gone wait, until the hold is over: then they are refused.
+func TestHold(t *testing.T) {
+	for _, hold := range []time.Duration{-1, time.Second} {
+		t.Run(hold.String(), func(t *testing.T) {
+			t.Parallel()
+			s, addr, c := polite(t, func(s *service, _ *programConfig) { s.c.Hold = hold })
+			c.Fail = "never"
+			s.next(c)
+			crash(t, addr)
+			refused := make(chan error, 1)
+			go func() {
+				for {
+					if _, err := ask(addr); errors.Is(err, syscall.ECONNREFUSED) {
+						refused <- nil
+						return
+					}
+				}
+			}()
+			select {
+			case <-refused:
+			case <-time.After(waitFor):
+				t.Fatalf("nobody is refused\n%s", s.output())
+			}
+			// A stop in this state ends it too.
+			s.runs[0].cmd.Process.Signal(syscall.SIGTERM)
+			s.code(s.runs[0])
+			if left := s.left(); len(left) > 0 {
+				t.Errorf("processes %v are left", left)
+			}
+		})
+	}
+}
+
+// TestCrashOfNew: where the new one crashes while the old one still listens, the old one serves
+// on.
+func TestCrashOfNew(t *testing.T) {
+	t.Parallel()
+	s, addr, _ := polite(t)
+	old := s.alone()
+	a := s.under(addr, func() {
+		s.pause("proved") // the old one has not let go
+		s.reload()
+		s.paused()
+		crash(t, addr)
+		eventually(t, func() error {
+			for _, r := range s.records() {
+				if r.Generation != old.Generation {
+					return fmt.Errorf("generation %d is still there", r.Generation)
+				}
+			}
+			return nil
+		})
+		s.goOn()
+		if r := s.alone(); r.Generation != old.Generation {
+			t.Errorf("generation %d serves, want %d", r.Generation, old.Generation)
+		}
+		s.mustAsk(addr, old.Generation)
+		s.reload()
+	})
+	for _, r := range []*bench.Result{a.close, a.keepAlive} {
+		say(t, r)
+		if n := r.ByCause[bench.Refused]; n > 0 {
+			t.Errorf("%s: %d requests were refused", r.Mode, n)
+		}
+	}
+}
+
+// pause has the next launcher that comes to a step stop there.
+func (s *service) pause(step string) {
+	s.t.Helper()
+	for _, name := range []string{"paused", "go"} {
+		os.Remove(filepath.Join(s.root, name))
+	}
+	writeFile(s.t, filepath.Join(s.root, "pause"), []byte(step))
+}
+
+// paused waits until it has.
+func (s *service) paused() {
+	s.t.Helper()
+	eventually(s.t, func() error {
+		if _, err := os.Stat(filepath.Join(s.root, "paused")); err != nil {
+			return fmt.Errorf("nobody paused: %w\n%s", err, s.output())
+		}
+		return nil
+	})
+}
+
+func (s *service) goOn() { writeFile(s.t, filepath.Join(s.root, "go"), nil) }
+
+// kills are the steps of a handover within one launcher at which something is killed.
+var kills = []struct {
+	step     string
+	switched bool // the new program has the connections
+}{
+	{"locked", false},
+	{"greeted", false},
+	{"started", false},
+	{"old reserve", false},
+	{"listening", false},
+	{"old yield", false},
+	{"yielded", false},
+	{"settled", false},
+	{"healthy", false},
+	{"switched", true},
+	{"recorded", true},
+	{"told", true},
+	{"proved", true},
+	{"left", true},
+}
+
+// TestKillLauncher: whenever the launcher dies, the program that serves goes on, one that was
+// only starting gets nothing, and a new launcher takes over without loss.
+func TestKillLauncher(t *testing.T) {
+	for _, k := range kills {
+		t.Run(k.step, func(t *testing.T) {
+			t.Parallel()
+			s, addr, _ := polite(t)
+			old := s.alone()
+			a := s.under(addr, func() {
+				s.pause(k.step)
+				s.reloadAnyway(s.runs[0].kill)
+				// Enough requests to notice whom the kernel sends them to.
+				for range 50 {
+					n, err := ask(addr)
+					if err != nil {
+						t.Errorf("after the launcher's death: %v", err)
+						break
+					}
+					if !k.switched && n != old.Generation {
+						t.Errorf("generation %d answers, it was only starting", n)
+						break
+					}
+				}
+				s.start()
+				last := s.serving(old.Generation)
+				eventually(t, func() error {
+					if n, err := ask(addr); err != nil || n != last.Generation {
+						return fmt.Errorf("generation %d answers, %v; want %d", n, err, last.Generation)
+					}
+					return nil
+				})
+				s.reload()
+				s.alone()
+			})
+			noLoss(t, a.close)
+			say(t, a.keepAlive)
+			eventually(t, func() error {
+				if n := len(s.left()); n != 2 {
+					return fmt.Errorf("%d processes are left, want the launcher and its program\n%s", n, s.output())
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// reloadAnyway reloads, and calls f at the step where the launcher pauses.
+func (s *service) reloadAnyway(f func()) {
+	s.t.Helper()
+	r := s.serving(0)
+	done := make(chan string, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), waitFor)
+		defer cancel()
+		out, err := control.Dial(s.socket(r.Generation)).Reload(ctx, control.ReloadRequest{}, nil)
+		done <- fmt.Sprintf("reload: %+v, %v", out, err)
+	}()
+	s.paused()
+	f()
+	s.goOn()
+	select {
+	case out := <-done:
+		s.t.Log(out)
+	case <-time.After(waitFor):
+		s.t.Fatalf("the reload has no outcome\n%s", s.output())
+	}
+}
+
+// TestKillProgram: whenever a program is killed in a handover, one that is healthy serves, and
+// nobody is refused.
+func TestKillProgram(t *testing.T) {
+	for _, k := range kills {
+		for _, who := range []string{"old", "new"} {
+			if who == "new" && (k.step == "locked" || k.step == "greeted") {
+				continue // it does not exist yet
+			}
+			t.Run(who+"/"+k.step, func(t *testing.T) {
+				t.Parallel()
+				s, addr, _ := polite(t)
+				old := s.alone()
+				serving := (who == "new") == k.switched
+				a := s.under(addr, func() {
+					s.pause(k.step)
+					s.reloadAnyway(func() { s.killPrograms(old, who) })
+					eventually(t, func() error { _, err := ask(addr); return err })
+					eventually(t, func() error { return s.settled() })
+					s.reload()
+				})
+				for _, r := range []*bench.Result{a.close, a.keepAlive} {
+					say(t, r)
+					if n := r.ByCause[bench.Refused]; n > 0 {
+						t.Errorf("%s: %d requests were refused", r.Mode, n)
+					}
+					if r.Mode == bench.Close && !serving && !k.switched && r.Failed > 0 {
+						t.Errorf("%d requests failed, and the dead program never had one", r.Failed)
+					}
+					if r.Failed > 3*clients {
+						t.Errorf("%s: %d requests were lost, more than can have been in flight", r.Mode, r.Failed)
+					}
+				}
+			})
+		}
+	}
+}
+
+// settled reports whether one generation serves with a program that lives, and no other is there.
+func (s *service) settled() error {
+	records := s.records()
+	if len(records) != 1 || records[0].State != state.Serving || !alive(records[0].Program) {
+		return fmt.Errorf("generations %+v, want one that serves\n%s", records, s.output())
+	}
+	return nil
+}
+
+// killPrograms kills the program of the old generation, or the one that is new.
+func (s *service) killPrograms(old state.Record, who string) {
+	s.t.Helper()
+	if who == "old" {
+		syscall.Kill(old.Program.PID, syscall.SIGKILL)
+		return
+	}
+	for _, pid := range s.left() {
+		if pid != old.Program.PID && pid != old.Owner.PID {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+}
+
+// TestKillBoth: launcher and program die at once, and the next launcher finds a usable state.
+func TestKillBoth(t *testing.T) {
+	for _, k := range []string{"", "settled", "switched", "proved"} {
+		t.Run("at "+k, func(t *testing.T) {
+			t.Parallel()
+			s, addr, _ := polite(t)
+			old := s.alone()
+			all := func() {
+				s.runs[0].kill()
+				for _, pid := range s.left() {
+					syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
+			if k == "" {
+				all()
+			} else {
+				s.pause(k)
+				s.reloadAnyway(all)
+			}
+			s.start()
+			s.mustAsk(addr, s.serving(old.Generation).Generation)
+			s.mustAsk(addr, s.reload().To)
+			s.alone()
+		})
+	}
+}
+
+// TestTakeOver: a program whose launcher died is found and taken over, also one
+// of several sockets.
+func TestTakeOver(t *testing.T) {
+	for _, srv := range servers() {
+		if srv.name != "nginx reuseport" && srv.name != "node" && srv.name != "go guest" {
+			continue
+		}
+		t.Run(srv.name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			addr := free(t, "tcp", "127.0.0.1")
+			srv.setUp(s, addr)
+			s.start()
+			for range 2 {
+				s.serving(0)
+				s.reload()
+			}
+			old := s.alone()
+			a := s.under(addr, func() {
+				s.runs[0].kill()
+				s.start()
+				s.serving(old.Generation)
+				s.alone()
+				s.reload()
+			})
+			noLoss(t, a.close)
+			say(t, a.keepAlive)
+		})
+	}
+}
