@@ -159,19 +159,21 @@ func init() { nextPort.Store(20000 + mrand.Uint32N(8000)) }
 
 func freeport(ts *testscript.TestScript, _ bool, args []string) {
 	for _, name := range args {
-		for tried := 0; ; tried++ {
-			if tried == 1000 {
-				ts.Fatalf("no free port")
-			}
-			port := strconv.Itoa(20000 + int(nextPort.Add(1))%10000)
-			ln, err := net.Listen("tcp", ":"+port)
-			if err == nil {
-				ln.Close()
-				ts.Setenv(name, port)
-				break
-			}
+		port, err := findPort()
+		ts.Check(err)
+		ts.Setenv(name, strconv.Itoa(port))
+	}
+}
+
+func findPort() (int, error) {
+	for range 1000 {
+		port := 20000 + int(nextPort.Add(1))%10000
+		if ln, err := net.Listen("tcp", ":"+strconv.Itoa(port)); err == nil {
+			ln.Close()
+			return port, nil
 		}
 	}
+	return 0, errors.New("no free port")
 }
 
 func start(ts *testscript.TestScript, _ bool, args []string) {

@@ -1,0 +1,122 @@
+package test
+
+import (
+	"fmt"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// The servers that are adopted, and started anew: unmodified, and without any idea of overlap.
+const (
+	pythonServer = `import http.server, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b"%d\n" % os.getpid()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 1024
+Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+`
+	nodeServer = `require("http").createServer((q, a) => a.end(process.pid + "\n")).listen(+process.argv[2], "127.0.0.1")
+`
+)
+
+// TestAdopt: a busy server that was started without overlap hands over to one that was, and no
+// new connection fails; from there on it is a service like any other.
+func TestAdopt(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("handovers need Linux")
+	}
+	for name, command := range map[string]func(p *place, port string) []string{
+		"Go": func(_ *place, port string) []string {
+			return []string{"fixture", "--listen", "127.0.0.1:" + port}
+		},
+		"Python": func(p *place, port string) []string {
+			p.write("server.py", pythonServer)
+			return []string{tool(p.t, "python3", "python3"), "server.py", port}
+		},
+		"Node": func(p *place, port string) []string {
+			p.write("server.js", nodeServer)
+			return []string{tool(p.t, "node", "nodejs"), "server.js", port}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPlace(t)
+			port := freePort(t)
+			words := command(p, port)
+			old := p.start("old", words...)
+			p.listens(port)
+			first := ""
+			under(t, "127.0.0.1:"+port, func() {
+				first = p.answer(port)
+				next := p.start("launcher", append([]string{"overlap", "run", "--name", "web", "--stop-delay", "200ms",
+					"--adopt", fmt.Sprint(old.cmd.Process.Pid), "--"}, words...)...)
+				p.serves("web", 0)
+				select {
+				case <-old.done:
+				case <-next.done:
+					t.Error("the launcher ended")
+				}
+				p.must("overlap", "reload", "--wait", "drained")
+				p.serves("web", 1)
+			})
+			if now := p.answer(port); first == now {
+				t.Errorf("process %s answers before and after", now)
+			}
+			p.must("overlap", "stop")
+		})
+	}
+}
+
+// TestAdoptRefused: what can't be adopted is named, with what would help, and goes on.
+func TestAdoptRefused(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("handovers need Linux")
+	}
+	p := newPlace(t)
+	port := freePort(t)
+	old := p.start("mptcp", "fixture", "--listen", "127.0.0.1:"+port, "--mptcp")
+	p.listens(port)
+	idle := p.start("idle", "sleep", "1000")
+	refused := func(pid int, want ...string) {
+		t.Helper()
+		out, err := p.run("overlap", "run", "--name", "web", "--adopt", fmt.Sprint(pid), "--", "fixture", "--listen", "127.0.0.1:"+port)
+		if err == nil {
+			t.Errorf("pid %d was adopted: %s", pid, out)
+		}
+		for _, text := range want {
+			if !strings.Contains(out, text) {
+				t.Errorf("no %q in: %s", text, out)
+			}
+		}
+	}
+	if _, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 262); err == nil {
+		refused(old.cmd.Process.Pid, "overlap: error: run: adopt pid", "127.0.0.1:"+port, "MPTCP", "GODEBUG=multipathtcp=0")
+	}
+	refused(idle.cmd.Process.Pid, fmt.Sprintf("overlap: error: run: adopt pid %d: it does not listen on any TCP address", idle.cmd.Process.Pid))
+	refused(1<<22-1, "overlap: error: run: adopt pid 4194303")
+	p.answer(port)
+}
+
+// listens waits until somebody does.
+func (p *place) listens(port string) {
+	p.t.Helper()
+	p.until("wait for the server", func() error { _, err := answer(port); return err })
+}
+
+func (p *place) answer(port string) string {
+	p.t.Helper()
+	text, err := answer(port)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return text
+}
