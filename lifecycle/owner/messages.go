@@ -19,6 +19,9 @@ type hello struct {
 	Generation int    `json:"generation"`
 	PID        int    `json:"pid"`
 	Token      string `json:"token,omitempty"`
+	// Supervised is true where the newcomer must not exit either: it is no start by hand that
+	// could become a reload, but another container, say, and takes over.
+	Supervised bool `json:"supervised,omitempty"`
 }
 
 // welcome is the answer of the generation that was asked.

@@ -30,7 +30,8 @@ type Config struct {
 	Directory string
 	// Launched is true where a launcher owns the generation's process.
 	Launched bool
-	// Supervised is true where this process must not exit, whoever takes over.
+	// Supervised is true where this process must not exit when somebody is started by hand. One
+	// that is supervised itself, as in another container, still takes over.
 	Supervised bool
 	// Token is what the generation that started this one gave it; "" is a start by hand.
 	Token string

@@ -203,7 +203,8 @@ func (o *Owner) greet(ctx context.Context, r state.Record) (*predecessor, error)
 	if err == nil {
 		session.Handle(o.fromPredecessor)
 		session.Start()
-		err = session.Call(ctx, opHello, hello{Generation: o.number, PID: os.Getpid(), Token: o.cfg.Token}, &w)
+		err = session.Call(ctx, opHello, hello{Generation: o.number, PID: os.Getpid(), Token: o.cfg.Token,
+			Supervised: o.cfg.Supervised}, &w)
 		if err != nil {
 			session.Close()
 		}
@@ -222,7 +223,7 @@ func (o *Owner) greet(ctx context.Context, r state.Record) (*predecessor, error)
 	case !w.Serving:
 		session.Close()
 		return nil, nil
-	case w.Supervised && o.cfg.Token == "":
+	case w.Supervised && o.cfg.Token == "" && !o.cfg.Supervised:
 		session.Close()
 		return nil, fmt.Errorf("generation %d: %w", r.Generation, ErrSupervised)
 	}

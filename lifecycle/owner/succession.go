@@ -92,7 +92,7 @@ func (o *Owner) helloLocked(s *control.Session, h hello) (any, error) {
 		return nil, fmt.Errorf("generation %d is taking over", o.follower)
 	}
 	w.Serving, w.Listeners = true, o.listeners()
-	if w.Supervised && h.Token == "" {
+	if w.Supervised && h.Token == "" && !h.Supervised {
 		return w, nil
 	}
 	o.successor, o.follower, o.reserved = s, h.Generation, false
