@@ -193,7 +193,9 @@ func resolve(ctx context.Context, network, address string) (netip.AddrPort, erro
 		case netip.IPv4Unspecified():
 			ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 		case netip.IPv6Unspecified():
-			ip = netip.IPv6Loopback()
+			if ip = netip.IPv6Loopback(); !hasLoopback6() {
+				ip = netip.AddrFrom4([4]byte{127, 0, 0, 1}) // as in most containers
+			}
 		}
 		return netip.AddrPortFrom(ip.Unmap(), uint16(port)), nil
 	}
@@ -213,6 +215,16 @@ func resolve(ctx context.Context, network, address string) (netip.AddrPort, erro
 		}
 	}
 	return netip.AddrPortFrom(ips[0].Unmap(), uint16(port)), nil
+}
+
+// hasLoopback6 reports whether ::1 is an address of this machine.
+func hasLoopback6() bool {
+	l, err := net.ListenPacket("udp6", "[::1]:0")
+	if err != nil {
+		return false
+	}
+	l.Close()
+	return true
 }
 
 // run is one run of a load: what its clients share.
