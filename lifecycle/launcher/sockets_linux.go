@@ -405,26 +405,32 @@ func (s *sockets) connections() int {
 	return countConnections(ports, s.inodes)
 }
 
+// countConnections asks once for all ports: the kernel walks its whole table for an answer.
 func countConnections(ports []uint16, inodes func() map[uint64]bool) int {
+	if len(ports) == 0 {
+		return 0
+	}
 	diag, err := sockdiag.Open()
 	if err != nil {
 		return 0
 	}
 	defer diag.Close()
-	n := 0
-	var mine map[uint64]bool
-	for _, port := range ports {
-		there, err := diag.Connections(port)
-		if err != nil || len(there) == 0 {
-			continue
-		}
-		if mine == nil {
-			mine = inodes()
-		}
-		for _, c := range there {
-			if mine[c.Inode] {
-				n++
-			}
+	var port uint16 // all
+	if len(ports) == 1 {
+		port = ports[0]
+	}
+	there, err := diag.Connections(port)
+	if err != nil {
+		return 0
+	}
+	there = slices.DeleteFunc(there, func(c sockdiag.Socket) bool { return !slices.Contains(ports, c.Local.Port()) })
+	if len(there) == 0 {
+		return 0
+	}
+	n, mine := 0, inodes()
+	for _, c := range there {
+		if mine[c.Inode] {
+			n++
 		}
 	}
 	return n

@@ -144,7 +144,7 @@ func (o *Owner) suspect(ctx context.Context, a reuse.Address, there []reuse.Stra
 	var known []uint64
 	for _, s := range there {
 		_, overlap := reuse.Overlaps(a.AddrPort, s.Address, a.V6Only, s.V6Only)
-		if !overlap || o.mine(s) {
+		if !overlap || o.mine(s) || o.greeted(s) {
 			continue
 		}
 		if known == nil {
@@ -161,6 +161,15 @@ func (o *Owner) suspect(ctx context.Context, a reuse.Address, there []reuse.Stra
 func (o *Owner) mine(s reuse.Stranger) bool {
 	return slices.ContainsFunc(o.Members(), func(m *reuse.Member) bool {
 		return slices.Contains(m.Sockets(), s.Inode)
+	})
+}
+
+// greeted reports whether a listener is one that the predecessor spoke of: then nobody need be
+// asked, which takes long where there are many.
+func (o *Owner) greeted(s reuse.Stranger) bool {
+	p := o.before()
+	return p != nil && slices.ContainsFunc(p.listeners, func(l listener) bool {
+		return slices.Contains(l.Inodes, s.Inode) || slices.Contains(l.Sockets, s.Inode)
 	})
 }
 

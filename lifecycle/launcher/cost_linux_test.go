@@ -1,0 +1,284 @@
+package launcher_test
+
+import (
+	"bufio"
+	"context"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"overlap/lifecycle/bench"
+	"overlap/lifecycle/control"
+)
+
+var growth = flag.Int("growth", 60, "how many reloads the growth test makes")
+
+// status is a number of /proc/PID/status; kB where it is memory.
+func status(t testing.TB, file, field string) int {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		return 0 // a thread that ended
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if rest, ok := strings.CutPrefix(lines.Text(), field+":"); ok {
+			n, err := strconv.Atoi(strings.Fields(rest)[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	return 0
+}
+
+func memory(t testing.TB, pid int, field string) int {
+	t.Helper()
+	return status(t, fmt.Sprintf("/proc/%d/status", pid), field)
+}
+
+// wakeups are the times that a process's threads have given up the CPU to wait.
+func wakeups(t testing.TB, pid int) (n int) {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		n += status(t, file, "voluntary_ctxt_switches")
+	}
+	return n
+}
+
+// footprint is what a service takes when one generation is left.
+type footprint struct {
+	descriptors, files, processes, threads int
+	memory                                 int // kB that no file backs
+}
+
+func (s *service) footprint() footprint {
+	s.t.Helper()
+	r := s.alone()
+	eventually(s.t, func() error {
+		if n := len(s.left()); n != 2 {
+			return fmt.Errorf("%d processes, want the launcher and its program", n)
+		}
+		return nil
+	})
+	pid := r.Owner.PID
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	files, err := os.ReadDir(s.open().Path())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return footprint{len(fds), len(files), len(s.left()), memory(s.t, pid, "Threads"), memory(s.t, pid, "RssAnon")}
+}
+
+// TestGrowth: reload after reload, the launcher does not grow.
+func TestGrowth(t *testing.T) {
+	t.Parallel()
+	s, addr, _ := polite(t)
+	for range 5 {
+		s.reload()
+	}
+	began := s.footprint()
+	for range *growth - 5 {
+		s.reload()
+	}
+	ended := s.footprint()
+	t.Logf("after 5 reloads: %+v, after %d: %+v", began, *growth, ended)
+	if ended.descriptors > began.descriptors+2 {
+		t.Errorf("%d descriptors, it was %d", ended.descriptors, began.descriptors)
+	}
+	if ended.files > began.files+1 { // one may be about to be written
+		t.Errorf("%d files, it was %d", ended.files, began.files)
+	}
+	if ended.threads > began.threads+8 {
+		t.Errorf("%d threads, it was %d", ended.threads, began.threads)
+	}
+	if limit := began.memory*3/2 + 8<<10; ended.memory > limit {
+		t.Errorf("%d kB of memory, it was %d", ended.memory, began.memory)
+	}
+	s.mustAsk(addr, s.alone().Generation)
+}
+
+// TestManyListeners: a program with 100 ports is handed over.
+func TestManyListeners(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	c := programConfig{Kind: "polite"}
+	var lns []net.Listener
+	for range 100 { // all at once, so that they differ
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		lns = append(lns, ln)
+		c.Listen = append(c.Listen, ln.Addr().String())
+	}
+	for _, ln := range lns {
+		ln.Close()
+	}
+	s.c.Listen = c.Listen
+	s.goProgram(c)
+	s.start()
+	s.serving(0)
+	a := s.under(c.Listen[99], func() {
+		out := s.reload()
+		t.Logf("100 listeners: switched after %.0f ms", out.SwitchMS)
+		s.mustAsk(c.Listen[0], out.To)
+	})
+	noLoss(t, a.close)
+	r := s.alone()
+	for _, addr := range c.Listen {
+		s.mustAsk(addr, r.Generation)
+	}
+}
+
+// TestIdle logs what a launcher costs that has nothing to do.
+func TestIdle(t *testing.T) {
+	s, _, _ := polite(t)
+	s.reload()
+	pid := s.alone().Owner.PID
+	// The runtime's own threads come to rest.
+	last := wakeups(t, pid)
+	for range 20 {
+		time.Sleep(200 * time.Millisecond)
+		now := wakeups(t, pid)
+		if now == last {
+			break
+		}
+		last = now
+	}
+	before := wakeups(t, pid)
+	time.Sleep(2 * time.Second)
+	n := wakeups(t, pid) - before
+	t.Logf("%d wake-ups in 2 s, %d kB resident, %d kB of it no file's", n, memory(t, pid, "VmRSS"), memory(t, pid, "RssAnon"))
+	if n > 100 {
+		t.Errorf("%d wake-ups in 2 s: something polls", n)
+	}
+}
+
+// startAlone is the time a program of the tests takes from its start until it listens.
+func startAlone(b *testing.B, s *service, addr string) time.Duration {
+	b.Helper()
+	began := time.Now()
+	cmd := exec.Command(s.c.Command[0], s.c.Command[1:]...)
+	cmd.Env = append(os.Environ(), envRoot+"="+s.root)
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	for deadline := began.Add(waitFor); ; {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+			return time.Since(began)
+		}
+		if time.Now().After(deadline) {
+			b.Fatal(err)
+		}
+	}
+}
+
+func median(of []time.Duration) time.Duration {
+	slices.Sort(of)
+	return of[len(of)/2]
+}
+
+// BenchmarkRun measures what a handover takes beyond the program's own start.
+func BenchmarkRun(b *testing.B) {
+	for _, idle := range []int{0, 1000} {
+		b.Run(fmt.Sprintf("idle=%d", idle), func(b *testing.B) {
+			s := newService(b)
+			addr := free(b, "tcp", "127.0.0.1")
+			s.goProgram(programConfig{Kind: "plain", Listen: []string{addr}})
+			s.c.StopDelay = 50 * time.Millisecond
+			var alone []time.Duration
+			for range 20 {
+				alone = append(alone, startAlone(b, s, addr))
+			}
+			s.start()
+			r := s.serving(0)
+			var took []time.Duration
+			for b.Loop() {
+				b.StopTimer()
+				var conns []net.Conn
+				for i := range idle {
+					d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+i%4))}}
+					c, err := d.Dial("tcp", addr)
+					if err != nil {
+						b.Fatal(err)
+					}
+					conns = append(conns, c)
+				}
+				b.StartTimer()
+				out, err := control.Dial(s.socket(r.Generation)).Reload(context.Background(), control.ReloadRequest{}, nil)
+				b.StopTimer()
+				if err != nil || out.Outcome != control.OutcomeSwitched {
+					b.Fatalf("%+v, %v\n%s", out, err, s.output())
+				}
+				took = append(took, time.Duration(out.SwitchMS*float64(time.Millisecond)))
+				for _, c := range conns {
+					c.Close()
+				}
+				r = s.alone()
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(median(alone).Microseconds())/1000, "alone-ms")
+			b.ReportMetric(float64((median(took)-median(alone)).Microseconds())/1000, "overhead-ms")
+			b.ReportMetric(float64(memory(b, s.runs[0].cmd.Process.Pid, "VmRSS"))/1024, "rss-MB")
+		})
+	}
+}
+
+// BenchmarkServe compares requests a second of a program under a launcher with those of the
+// same program alone, turn by turn.
+func BenchmarkServe(b *testing.B) {
+	s, addr, _ := polite(b)
+	bare := free(b, "tcp", "127.0.0.1")
+	write(b, filepath.Join(s.root, "bare.json"), programConfig{Kind: "plain", Listen: []string{bare}})
+	cmd := exec.Command(s.exe, "program", filepath.Join(s.root, "bare.json"))
+	cmd.Env = append(os.Environ(), envRoot+"="+s.root)
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Signal(syscall.SIGKILL)
+	eventually(b, func() error { _, _, err := get(bare, "/"); return err })
+	var ratios []float64
+	rate := func(addr string) float64 {
+		l := bench.Load{Address: addr, Clients: 16, Mode: bench.KeepAlive, Duration: 300 * time.Millisecond}
+		r, err := l.Run(context.Background(), nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return r.PerSecond
+	}
+	for b.Loop() {
+		var launched, alone []float64
+		for range 5 {
+			launched = append(launched, rate(addr))
+			alone = append(alone, rate(bare))
+		}
+		slices.Sort(launched)
+		slices.Sort(alone)
+		ratios = append(ratios, launched[2]/alone[2])
+	}
+	slices.Sort(ratios)
+	b.ReportMetric(ratios[len(ratios)/2], "ratio")
+}
