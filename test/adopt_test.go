@@ -22,6 +22,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 1024
+    allow_reuse_address = len(sys.argv) < 3
 Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 `
 	nodeServer = `require("http").createServer((q, a) => a.end(process.pid + "\n")).listen(+process.argv[2], "127.0.0.1")
@@ -104,6 +105,28 @@ func TestAdoptRefused(t *testing.T) {
 	refused(idle.cmd.Process.Pid, fmt.Sprintf("overlap: error: run: adopt pid %d: it does not listen on any TCP address", idle.cmd.Process.Pid))
 	refused(1<<22-1, "overlap: error: run: adopt pid 4194303")
 	p.answer(port)
+}
+
+// TestAdoptTimeWait: connections that the server closed hold its port for a minute where it did not
+// set SO_REUSEADDR. That is waited for, and said.
+func TestAdoptTimeWait(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("handovers need Linux")
+	}
+	p := newPlace(t)
+	port := freePort(t)
+	p.write("server.py", pythonServer)
+	python := tool(t, "python3", "python3")
+	old := p.start("old", python, "server.py", port, "without SO_REUSEADDR")
+	p.listens(port)
+	first := p.answer(port) // HTTP/1.0: the server closes first
+	out, err := p.run("overlap", "run", "--name", "web", "--start-timeout", "1s", "--adopt", fmt.Sprint(old.cmd.Process.Pid), "--", python, "server.py", port)
+	if err == nil || !strings.Contains(out, "overlap: error: run: share 127.0.0.1:"+port+": connections in TIME_WAIT hold it") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if now := p.answer(port); now != first {
+		t.Errorf("process %s answers, it was %s", now, first)
+	}
 }
 
 // listens waits until somebody does.
