@@ -1,6 +1,6 @@
 package owner
 
-// The messages of a session. N calls hello, reserve, yield, event, switched and leaving; O calls
+// The messages of a session. N calls hello, reserve, yield, event, switched, leaving and return; O calls
 // released.
 const (
 	opHello    = "hello"
@@ -10,6 +10,8 @@ const (
 	opSwitched = "switched"
 	// opLeaving says that N ends on purpose: O must not come back for it.
 	opLeaving = "leaving"
+	// opReturn says that N ends at once, and has O take its connections back.
+	opReturn = "return"
 	// opReleased says that O can't take the connections back any more.
 	opReleased = "released"
 )

@@ -113,11 +113,21 @@ func (o *Owner) Expected() []reuse.Address {
 	return all
 }
 
-// CanReturn reports whether the predecessor still listens, so that it takes its connections
-// back when this generation ends at once.
-func (o *Owner) CanReturn() bool {
+// GiveBack has the predecessor take its connections back, where it still listens, because this
+// generation ends at once. It reports whether it did.
+func (o *Owner) GiveBack(ctx context.Context) bool {
+	o.talk.Lock()
+	handed := o.handed
+	o.talk.Unlock()
 	p := o.before()
-	return p != nil && p.session != nil && !p.gone() && !o.alone.Load()
+	if p == nil || p.session == nil || handed || o.alone.Load() {
+		return false
+	}
+	if err := p.call(ctx, opReturn, nil); err != nil {
+		o.log.Debug("the old generation does not take its connections back", "predecessor", p.number, "error", err)
+		return false
+	}
+	return true
 }
 
 // find looks for the generation that serves. The newest that says so is asked first; one that

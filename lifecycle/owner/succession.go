@@ -3,6 +3,7 @@ package owner
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -75,6 +76,14 @@ func (o *Owner) answerLocked(s *control.Session, op string, body json.RawMessage
 	case opLeaving:
 		o.final = true
 		return nil, nil
+	case opReturn:
+		if !o.handed || o.released || o.final || o.holding.Load() {
+			return nil, errNoReturn
+		}
+		o.successor = nil
+		o.watch.broken(o.follower)
+		o.takeBackLocked()
+		return nil, nil
 	}
 	return nil, fmt.Errorf("unknown message %q", op)
 }
@@ -128,23 +137,30 @@ func (o *Owner) brokenLocked() {
 	case o.handed && o.Superseding(): // one newer than the successor
 		return
 	case o.handed:
-		o.handed = false
-		o.reclaim()
-		o.saveOrSay(func(r *state.Record) { r.State = state.Serving })
-		o.log.Warn("the new generation died, this one serves again", "successor", o.follower)
-		if !o.drains {
-			select {
-			case <-o.superseded:
-				return // nobody has heard of it yet
-			default:
-			}
-		}
-		select {
-		case o.takenBack <- struct{}{}:
-		default:
-		}
+		o.takeBackLocked()
 	default:
 		o.reclaim()
+	}
+}
+
+var errNoReturn = errors.New("it has let go already")
+
+// takeBackLocked has the generation serve again.
+func (o *Owner) takeBackLocked() {
+	o.handed = false
+	o.reclaim()
+	o.saveOrSay(func(r *state.Record) { r.State = state.Serving })
+	o.log.Warn("the new generation died, this one serves again", "successor", o.follower)
+	if !o.drains {
+		select {
+		case <-o.superseded:
+			return // nobody has heard of it yet
+		default:
+		}
+	}
+	select {
+	case o.takenBack <- struct{}{}:
+	default:
 	}
 }
 
