@@ -63,7 +63,12 @@ func (b *body) Finish(ctx context.Context) owner.Report {
 	return r
 }
 
-func (b *body) Connections() int { return b.sockets.connections() }
+func (b *body) Connections() int {
+	if (*generation)(b).running() == nil {
+		return 0
+	}
+	return b.sockets.connections()
+}
 
 // Spawn starts the next generation in this launcher.
 func (b *body) Spawn(req control.ReloadRequest, token string) (owner.Spawned, error) {

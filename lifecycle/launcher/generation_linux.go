@@ -42,6 +42,7 @@ type generation struct {
 	sockets *sockets
 	notify  *notify.Socket
 
+	launched   chan struct{} // closed when program is what it will be
 	stops      chan time.Duration
 	cutting    chan struct{}
 	handedOver atomic.Bool
@@ -56,7 +57,7 @@ type generation struct {
 }
 
 func (l *launcher) newGeneration(r request) *generation {
-	g := &generation{l: l, req: r, log: l.log, stops: make(chan time.Duration, 1), cutting: make(chan struct{}),
+	g := &generation{l: l, req: r, log: l.log, launched: make(chan struct{}), stops: make(chan time.Duration, 1), cutting: make(chan struct{}),
 		restarting: make(chan struct{}), done: make(chan struct{})}
 	g.sockets = newSockets(g)
 	l.mu.Lock()
@@ -120,7 +121,9 @@ func (g *generation) begin(ctx context.Context, timeout time.Duration) error {
 		return err
 	}
 	trial.At("entered")
-	if g.program, err = startProgram(g); err != nil {
+	g.program, err = startProgram(g)
+	close(g.launched)
+	if err != nil {
 		return err
 	}
 	o.Record(g.program.identity())
@@ -172,8 +175,10 @@ func (g *generation) listenNotify() error {
 	return nil
 }
 
-// mine reports whether a process is of the generation's program.
+// mine reports whether a process is of the generation's program. One that speaks up before its
+// launcher has come back from starting it waits for that.
 func (g *generation) mine(pid int) bool {
+	<-g.launched
 	for _, p := range g.program.tree() {
 		if p == pid {
 			return true
@@ -240,7 +245,7 @@ func (g *generation) serve() {
 // one, until its successor has started. It reports true where that died too.
 func (g *generation) crashed() bool {
 	g.log.Warn("the program ended", "status", g.program.words())
-	if g.owner.CanReturn() || g.l.isStopping() {
+	if g.l.isStopping() || g.owner.GiveBack(context.Background()) {
 		err := g.endOfProgram()
 		g.over(err)
 		return false
@@ -338,7 +343,18 @@ func (g *generation) cut() {
 	}
 }
 
-func (g *generation) signal(s syscall.Signal) { g.program.signal(s) }
+func (g *generation) signal(s syscall.Signal) { g.running().signal(s) }
+
+// running is the program as other goroutines than the start's may see it, nil until it was
+// started.
+func (g *generation) running() *program {
+	select {
+	case <-g.launched:
+		return g.program
+	default:
+		return nil
+	}
+}
 
 // supervised reports whether this process must not exit: it is PID 1, or a service manager's
 // main process.

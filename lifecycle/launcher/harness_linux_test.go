@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 	}
 	netns.Enter()
 	flag.Parse()
-	flag.Set("test.parallel", "4") // tests mostly wait
+	flag.Set("test.parallel", "6") // tests mostly wait
 	goleak.VerifyTestMain(m)
 }
 

@@ -32,7 +32,7 @@ func (s *service) under(addr string, f func()) account {
 	for mode, to := range results {
 		enough.Add(1)
 		var once sync.Once
-		l := bench.Load{Address: addr, Clients: clients, Mode: mode, Timeout: waitFor, Think: 3 * time.Millisecond,
+		l := bench.Load{Address: addr, Clients: clients, Mode: mode, Timeout: waitFor, Think: 6 * time.Millisecond,
 			Progress: func(p bench.Snapshot) {
 				if p.Requests >= 200 {
 					once.Do(enough.Done)

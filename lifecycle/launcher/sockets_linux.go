@@ -21,6 +21,8 @@ const (
 	// straggler is how long the readiness of a program waits for a socket that is bound and
 	// does not listen.
 	straggler = 300 * time.Millisecond
+	// shortest is between two looks for a socket that is about to listen.
+	shortest = 250 * time.Microsecond
 	// giveUp is when such a socket is no longer looked at while the generation serves.
 	giveUp = 10 * time.Second
 )
@@ -149,7 +151,7 @@ func (s *sockets) poke() {
 
 // await waits until the program listens on all that makes it ready.
 func (s *sockets) await(ctx context.Context) error {
-	for pause := time.Millisecond; ; pause = min(pause*3/2, 10*time.Millisecond) {
+	for pause := shortest; ; pause = min(pause*3/2, 10*time.Millisecond) {
 		if err := s.look(); err != nil {
 			return err
 		}
@@ -166,7 +168,7 @@ func (s *sockets) await(ctx context.Context) error {
 			}
 			return fmt.Errorf("%w: it does not listen on %s", errNeverReady, missing)
 		case <-s.wake:
-			pause = time.Millisecond
+			pause = shortest
 		case <-time.After(pause):
 		}
 	}
