@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -205,6 +206,7 @@ func (l *launcher) serve(ctx context.Context, sig *signals) error {
 				if last, err := l.ended(h); last {
 					return errors.Join(result, err)
 				}
+				debug.FreeOSMemory() // a handover's garbage; the next one may be days away
 			}
 		case <-r.due:
 			r.again(ctx)
