@@ -2,6 +2,8 @@ package test
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"runtime"
 	"strings"
 	"syscall"
@@ -119,13 +121,31 @@ func TestAdoptTimeWait(t *testing.T) {
 	python := tool(t, "python3", "python3")
 	old := p.start("old", python, "server.py", port, "without SO_REUSEADDR")
 	p.listens(port)
-	first := p.answer(port) // HTTP/1.0: the server closes first
+	first := p.answer(port)
+	p.closedByServer(port)
 	out, err := p.run("overlap", "run", "--name", "web", "--start-timeout", "1s", "--adopt", fmt.Sprint(old.cmd.Process.Pid), "--", python, "server.py", port)
 	if err == nil || !strings.Contains(out, "overlap: error: run: share 127.0.0.1:"+port+": connections in TIME_WAIT hold it") {
 		t.Errorf("%v: %s", err, out)
 	}
 	if now := p.answer(port); now != first {
 		t.Errorf("process %s answers, it was %s", now, first)
+	}
+}
+
+// closedByServer makes a request and does not close before the server has: TIME_WAIT is the side's
+// that closes first.
+func (p *place) closedByServer(port string) {
+	p.t.Helper()
+	c, err := net.Dial("tcp", "127.0.0.1:"+port)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+		p.t.Fatal(err)
+	}
+	if _, err := io.ReadAll(c); err != nil {
+		p.t.Fatal(err)
 	}
 }
 

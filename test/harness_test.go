@@ -88,6 +88,7 @@ func (p *place) run(words ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
 	cmd.Args[0] = words[0]
 	cmd.Dir, cmd.Env = p.dir, p.env()
+	cmd.WaitDelay = time.Second // what it started may hold its output
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
