@@ -356,8 +356,18 @@ func (g *generation) running() *program {
 	}
 }
 
-// supervised reports whether this process must not exit: it is PID 1, or a service manager's
-// main process.
+// supervised reports whether this process must not exit: it is PID 1, a service manager's main
+// process, or what a container's init (docker run --init) was given to run.
 func supervised() bool {
-	return os.Getpid() == 1 || os.Getenv("SYSTEMD_EXEC_PID") == fmt.Sprint(os.Getpid())
+	return os.Getpid() == 1 || os.Getenv("SYSTEMD_EXEC_PID") == fmt.Sprint(os.Getpid()) || bornOf == 1 && inContainer()
+}
+
+// bornOf is the parent that started this process; later it may be another one.
+var bornOf = os.Getppid()
+
+// inContainer reports whether this is another PID namespace than the machine's first, which has
+// a fixed number (PROC_PID_INIT_INO, linux/proc_ns.h).
+func inContainer() bool {
+	to, err := os.Readlink("/proc/self/ns/pid")
+	return err == nil && to != "pid:[4026531836]"
 }
