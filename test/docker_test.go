@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +29,9 @@ func TestDocker(t *testing.T) {
 			parallel(t, "serve/"+user, func(t *testing.T) { d.serve(t, flags) })
 			parallel(t, "exit codes/"+user, func(t *testing.T) { d.exitCodes(t, flags) })
 		}
+		// Where it is not PID 1 itself, and where the profile is wider.
+		parallel(t, "reload/init", func(t *testing.T) { d.reloads(t, append(slices.Clone(root), "--init")) })
+		parallel(t, "reload/ptrace", func(t *testing.T) { d.reloads(t, append(slices.Clone(root), "--cap-add", "SYS_PTRACE")) })
 		parallel(t, "two containers", d.two)
 	})
 }
@@ -42,7 +46,7 @@ func parallel(t *testing.T, name string, f func(t *testing.T)) {
 // reloads: the program is replaced inside the running container, each way that there is, and no
 // client notices.
 func (d *docker) reloads(t *testing.T, flags []string) {
-	c := d.run(t, append(flags, "--health-interval", "1s"), d.programs, "fixture", "--listen", ":8080", "--text", "old")
+	c := d.run(t, append(slices.Clone(flags), "--health-interval", "1s"), d.programs, "fixture", "--listen", ":8080", "--text", "old")
 	c.serves(1)
 	c.until("wait until it is healthy", func() error {
 		if s := c.inspect("{{.State.Health.Status}}"); s != "healthy" {
@@ -55,10 +59,17 @@ func (d *docker) reloads(t *testing.T, flags []string) {
 		c.serves(2)
 		d.must(t, "kill", "-s", "HUP", c.name)
 		c.serves(3)
+		d.must(t, "kill", "-s", "USR1", c.name) // the program's
 		// PID 1 must not exit: a second start becomes a reload.
 		c.must("exec", c.name, "overlap", "run", "--name", "fixture", "--", "fixture", "--listen", ":8080", "--text", "new")
 		c.serves(4)
 		c.must("exec", c.name, "overlap", "reload", "fixture", "--", "fixture", "--listen", ":8080", "--text", "newer")
+	})
+	c.until("wait until USR1 is passed on", func() error {
+		if out := c.must("logs", c.name); !strings.Contains(out, "fixture: got USR1") {
+			return errors.New(out)
+		}
+		return nil
 	})
 	if text := c.get("/"); text != "newer" {
 		t.Errorf("the last generation answers %q", text)
@@ -82,7 +93,7 @@ func (d *docker) orphans(t *testing.T, flags []string) {
 	})
 	c.stop(0)
 
-	alone := d.run(t, append(flags, "--entrypoint", "fixture"), d.programs, "--listen", ":8080")
+	alone := d.run(t, append(slices.Clone(flags), "--entrypoint", "fixture"), d.programs, "--listen", ":8080")
 	alone.until("wait for the program", func() error {
 		_, err := d.docker("exec", alone.name, "fixture", "-get", "http://127.0.0.1:8080/")
 		return err
@@ -140,7 +151,7 @@ func (d *docker) two(t *testing.T) {
 	shared := []string{"--network", "host", "--volume", volume + ":/run/overlap"}
 	first := d.run(t, shared, d.programs, "fixture", "--listen", addr, "--text", "one")
 	first.serves(1)
-	client := d.run(t, append(shared, "--entrypoint", "fixture"), d.programs, "--listen", "127.0.0.1:0")
+	client := d.run(t, append(slices.Clone(shared), "--entrypoint", "fixture"), d.programs, "--listen", "127.0.0.1:0")
 	var second *container
 	client.without("fixture", func() {
 		second = d.run(t, shared, d.programs, "fixture", "--listen", addr, "--text", "two")
