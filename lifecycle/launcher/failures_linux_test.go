@@ -197,23 +197,30 @@ func TestBackground(t *testing.T) {
 // TestStubborn: a program that ignores the stop signal is killed at the drain time-out, after
 // a reload and after a stop.
 func TestStubborn(t *testing.T) {
-	t.Parallel()
-	s, addr, _ := polite(t, func(s *service, c *programConfig) {
-		c.Kind, c.Stubborn = "plain", true
-		s.c.Drain = time.Second
-	})
-	a := s.under(addr, func() {
-		s.reload()
-		s.said("it is killed")
-		s.alone()
-	})
-	noLoss(t, a.close)
-	s.runs[0].cmd.Process.Signal(syscall.SIGTERM)
-	if code := s.code(s.runs[0]); code != 128+int(syscall.SIGKILL) {
-		t.Errorf("exit code %d, want the program's", code)
-	}
-	if left := s.left(); len(left) > 0 {
-		t.Errorf("processes %v are left", left)
+	for _, daemon := range []bool{false, true} {
+		t.Run(fmt.Sprintf("daemon=%v", daemon), func(t *testing.T) {
+			t.Parallel()
+			s, addr, _ := polite(t, func(s *service, c *programConfig) {
+				c.Kind, c.Stubborn, c.Daemon, c.Child = "plain", true, daemon, daemon
+				s.c.Drain = time.Second
+			})
+			a := s.under(addr, func() {
+				s.reload()
+				s.said("it is killed")
+				s.alone()
+			})
+			noLoss(t, a.close)
+			s.runs[0].cmd.Process.Signal(syscall.SIGTERM)
+			if code := s.code(s.runs[0]); code != 128+int(syscall.SIGKILL) {
+				t.Errorf("exit code %d, want the program's", code)
+			}
+			eventually(t, func() error { // what was killed takes a moment
+				if left := s.left(); len(left) > 0 {
+					return fmt.Errorf("processes %v are left", left)
+				}
+				return nil
+			})
+		})
 	}
 }
 

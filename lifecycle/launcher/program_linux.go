@@ -251,14 +251,21 @@ func (p *program) signal(s syscall.Signal) {
 	}
 }
 
-// kill ends what is left of the program's process group, and waits a moment for it.
+// kill ends what is left of the program's process group and its descendants, and waits a moment
+// for it.
 func (p *program) kill() {
 	if p == nil {
 		return
 	}
+	var tree []int
+	select {
+	case <-p.ended: // its number may be somebody else's by now
+	default:
+		tree = p.tree()
+	}
 	syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-	if pid := p.pid(); pid != p.cmd.Process.Pid {
-		p.signal(syscall.SIGKILL)
+	for _, pid := range tree { // what went into the background, with its workers
+		syscall.Kill(pid, syscall.SIGKILL)
 	}
 	select {
 	case <-p.ended:

@@ -25,7 +25,7 @@ type programConfig struct {
 	Fail     string   // "unhealthy", "crash early", "crash in check", "hang", "never"
 	Stubborn bool     // it ignores SIGTERM
 	Daemon   bool     // it goes into the background
-	Threads  int
+	Child    bool     // it has a worker in a session of its own, which ignores SIGTERM too
 }
 
 // program is the main function of a program that knows nothing of overlap, but for the guest.
@@ -40,6 +40,20 @@ func program(path string) int {
 	}
 	if c.Stubborn {
 		signal.Ignore(syscall.SIGTERM)
+	}
+	if c.Child {
+		if os.Getenv("WORKER") != "" {
+			select {}
+		}
+		if c.Daemon {
+			syscall.CloseOnExec(3) // whoever waits for it waits for the listener
+		}
+		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+		cmd.Env = append(os.Environ(), "WORKER=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := cmd.Start(); err != nil {
+			return 95
+		}
 	}
 	switch c.Fail {
 	case "crash early":
@@ -176,7 +190,7 @@ type server struct {
 	name string
 	// clean is true where its own shutdown loses no request of keep-alive connections.
 	clean bool
-	// reuses is true where it listens by itself with SO_REUSEPORT.
+	// setUp has the service launch it.
 	setUp func(s *service, addr string)
 }
 
