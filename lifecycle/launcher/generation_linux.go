@@ -93,11 +93,27 @@ func (g *generation) start(ctx context.Context) error {
 	if g.owner != nil {
 		g.owner.Tell(context.WithoutCancel(ctx), "failed", err.Error())
 	}
-	_, ended := g.exitCode()
-	g.killed.Store(!ended)
-	g.program.kill()
+	g.giveUp()
 	g.over(err)
 	return err
+}
+
+// lastWords is how long a program whose start is given up has between the stop signal and
+// SIGKILL: it has no clients, and somebody waits for the outcome.
+const lastWords = time.Second
+
+// giveUp ends the program of a start that failed.
+func (g *generation) giveUp() {
+	if _, ended := g.exitCode(); !ended && g.program != nil {
+		g.killed.Store(true)
+		g.stopped.Store(true)
+		g.program.signal(g.l.opt.StopSignal)
+		select {
+		case <-g.program.gone():
+		case <-time.After(lastWords):
+		}
+	}
+	g.program.kill()
 }
 
 func (g *generation) begin(ctx context.Context, timeout time.Duration) error {

@@ -139,14 +139,23 @@ func (l *launcher) run(ctx context.Context) error {
 	defer cancel(nil)
 	began := make(chan error, 1)
 	go func() { began <- first.start(starting) }()
+	var stopped os.Signal
 	for {
 		select {
 		case err := <-began:
-			if err == nil {
+			switch {
+			case err == nil && stopped != nil: // it met the switch
+				l.stop(stopped, 0)
 				return l.serve(ctx, sig)
+			case err == nil:
+				return l.serve(ctx, sig)
+			case stopped != nil:
+				l.log.Info("stopped while starting", "signal", fmt.Sprint(stopped), "status", first.program.words())
+				return first.endOfProgram()
 			}
 			return l.neverServed(ctx, sig, first, err)
 		case s := <-sig.stops:
+			stopped = s
 			cancel(fmt.Errorf("stopped by %s while starting", s))
 		case s := <-sig.pass:
 			first.signal(s)

@@ -17,7 +17,11 @@ const envInside = "OVERLAP_TEST_NETNS"
 // Enter is called first by TestMain. As root it runs the test binary again in a network
 // namespace of its own and exits with its code; inside, for other users, and where namespaces
 // are not allowed, it returns and the tests use the network they are in.
+//
+// Under nohup SIGHUP is ignored, and so it would be in every server that a test starts. What a
+// process handles is at its default in what it executes, so it is handled here.
 func Enter() {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	if os.Getenv(envInside) != "" {
 		os.Unsetenv(envInside)
 		if err := Up(); err != nil {
