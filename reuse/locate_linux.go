@@ -18,7 +18,7 @@ import (
 
 const (
 	locateRounds = 40
-	locateWait   = 100 * time.Millisecond
+	locateWait   = time.Second
 )
 
 // errMoved says that sockets came or went while their places were being asked for.
@@ -184,7 +184,8 @@ func keys(m map[uint64]uint32) []uint64 {
 	return k
 }
 
-// members are the sockets of the address's group, hidden ones too, with their drops.
+// members are the sockets of the address's group, with their drops: hidden TCP listeners are among
+// them, hidden UDP sockets not.
 func members(diag *sockdiag.Conn, a Address) (map[uint64]uint32, error) {
 	list := diag.Listeners
 	if a.Network == "udp" {
@@ -201,6 +202,9 @@ func members(diag *sockdiag.Conn, a Address) (map[uint64]uint32, error) {
 		}
 		if a.Network == "udp" && s.Remote.Port() != 0 {
 			continue // connected: lookups prefer it, it is in no group
+		}
+		if a.Network == "udp" && s.Interface == hiddenIndex {
+			continue // binding it to a device took it out of its group (udp_lib_rehash)
 		}
 		m[s.Inode] = s.Drops
 	}
