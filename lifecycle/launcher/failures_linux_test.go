@@ -18,6 +18,7 @@ import (
 func polite(t testing.TB, change ...func(*service, *programConfig)) (*service, string, programConfig) {
 	t.Helper()
 	s := newService(t)
+	s.calm = true
 	addr := free(t, "tcp", "127.0.0.1")
 	c := programConfig{Kind: "polite", Listen: []string{addr}}
 	s.c.Probes = []string{"/healthz"}

@@ -161,6 +161,8 @@ type service struct {
 	exe  string
 	dir  *state.Dir
 	runs []*run
+	// calm has fewer clients that take more time: enough to notice a failure.
+	calm bool
 	// out is a file, not a pipe: a process's end does not wait for those that it started.
 	out *os.File
 }

@@ -29,10 +29,14 @@ func (s *service) under(addr string, f func()) account {
 	results := map[bench.Mode]chan *bench.Result{bench.Close: make(chan *bench.Result, 1), bench.KeepAlive: make(chan *bench.Result, 1)}
 	errs := make(chan error, 2)
 	var enough sync.WaitGroup // requests to say something
+	number, think := clients, 6*time.Millisecond
+	if s.calm {
+		number, think = clients/3, 10*time.Millisecond
+	}
 	for mode, to := range results {
 		enough.Add(1)
 		var once sync.Once
-		l := bench.Load{Address: addr, Clients: clients, Mode: mode, Timeout: waitFor, Think: 6 * time.Millisecond,
+		l := bench.Load{Address: addr, Clients: number, Mode: mode, Timeout: waitFor, Think: think,
 			Progress: func(p bench.Snapshot) {
 				if p.Requests >= 200 {
 					once.Do(enough.Done)
