@@ -314,6 +314,7 @@ func (g *generation) drain(handover bool) error {
 
 // over closes what the generation has, and tells the launcher.
 func (g *generation) over(err error) {
+	g.program.close() // a bind that is still looked at would leave a placeholder behind
 	g.sockets.close()
 	if g.owner != nil {
 		g.owner.Close()
@@ -321,7 +322,6 @@ func (g *generation) over(err error) {
 	if g.notify != nil {
 		g.notify.Close()
 	}
-	g.program.close()
 	g.err = err
 	close(g.done)
 	g.l.events <- happening{kind: ended, gen: g, err: err}
