@@ -248,7 +248,7 @@ func TestKillLauncher(t *testing.T) {
 				s.reload()
 				s.alone()
 			})
-			noLoss(t, a.close)
+			noLossWithin(t, a.close, s.c.StopDelay)
 			say(t, a.keepAlive)
 			eventually(t, func() error {
 				if n := len(s.left()); n != 2 {
@@ -397,5 +397,21 @@ func TestTakeOver(t *testing.T) {
 			noLoss(t, a.close)
 			say(t, a.keepAlive)
 		})
+	}
+}
+
+// noLossWithin is noLoss for requests that a busy machine did not keep longer than the stop
+// delay: one that it did may be cut with its program, which is what the delay says.
+func noLossWithin(t testing.TB, r *bench.Result, delay time.Duration) {
+	t.Helper()
+	say(t, r)
+	slow := 0
+	for _, f := range r.Failures {
+		if f.Took > delay && f.Cause == bench.EOF {
+			slow++
+		}
+	}
+	if int(r.Failed) > slow || r.Requests < 50 {
+		t.Errorf("%s: %d of %d requests failed, %d of them slow", r.Mode, r.Failed, r.Requests, slow)
 	}
 }
