@@ -18,7 +18,7 @@ import (
 func polite(t testing.TB, change ...func(*service, *programConfig)) (*service, string, programConfig) {
 	t.Helper()
 	s := newService(t)
-	s.calm = true
+	s.calm, s.c.StopDelay = true, 300*time.Millisecond
 	addr := free(t, "tcp", "127.0.0.1")
 	c := programConfig{Kind: "polite", Listen: []string{addr}}
 	s.c.Probes = []string{"/healthz"}
@@ -203,7 +203,7 @@ func TestStubborn(t *testing.T) {
 			t.Parallel()
 			s, addr, _ := polite(t, func(s *service, c *programConfig) {
 				c.Kind, c.Stubborn, c.Daemon, c.Child = "plain", true, daemon, daemon
-				s.c.Drain = time.Second
+				s.c.Drain = 5 * time.Second
 			})
 			a := s.under(addr, func() {
 				s.reload()

@@ -180,7 +180,8 @@ func newService(t testing.TB) *service {
 		t.Fatal(err)
 	}
 	s := &service{t: t, root: root, uid: -1, c: config{Name: "web", Root: root, Start: 60 * time.Second,
-		StopDelay: 300 * time.Millisecond, Drain: 20 * time.Second, Hold: 60 * time.Second}}
+		// A program without a shutdown of its own cuts what takes longer on a busy machine.
+		StopDelay: 4 * time.Second, Drain: 20 * time.Second, Hold: 60 * time.Second}}
 	if s.exe, err = os.Executable(); err != nil {
 		t.Fatal(err)
 	}
