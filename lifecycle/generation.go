@@ -148,11 +148,7 @@ func (g *Generation) listen(ctx context.Context, network, addr string) (net.List
 		}
 		return l, nil
 	}
-	a, err := reuse.ParseAddress(ctx, network, addr)
-	if err != nil {
-		return nil, err
-	}
-	m, err := g.owner.Member(ctx, a)
+	m, err := g.member(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -161,6 +157,15 @@ func (g *Generation) listen(ctx context.Context, network, addr string) (net.List
 		return nil, err
 	}
 	return l, nil
+}
+
+// member is this generation's part of the group of an address.
+func (g *Generation) member(ctx context.Context, network, addr string) (*reuse.Member, error) {
+	a, err := reuse.ParseAddress(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return g.owner.Member(ctx, a)
 }
 
 // ListenPacket opens a UDP socket ("udp", "udp4", "udp6") that the running generation may have
@@ -178,11 +183,7 @@ func (g *Generation) listenPacket(ctx context.Context, network, addr string) (ne
 	if g.guest != nil {
 		return g.guest.listenPacket(ctx, network, addr)
 	}
-	a, err := reuse.ParseAddress(ctx, network, addr)
-	if err != nil {
-		return nil, err
-	}
-	m, err := g.owner.Member(ctx, a)
+	m, err := g.member(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}

@@ -420,7 +420,9 @@ func TestRandomSequences(t *testing.T) {
 			if w.delayed.Load() > 0 {
 				t.Errorf("%d connections were delayed", w.delayed.Load())
 			}
-			if last > 6 {
+			// With 3 sockets at most: 3 of the one before, 2 placeholders that make room, 2 behind,
+			// and the newcomer's last.
+			if last > 8 {
 				t.Errorf("the places grow: the last generation serves from place %d", last)
 			}
 		})

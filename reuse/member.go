@@ -389,9 +389,10 @@ func (m *Member) Reclaim() error {
 		return nil
 	}
 	if Migrates() {
-		if err := m.renewHoldersLocked(); err != nil {
-			return err
-		}
+		// What was moved to a placeholder when another listener died moves on when it closes, to any
+		// member: so no other placeholder may be there. For a moment the serving sockets stand in
+		// places that the program may not name, and the hash decides among those that are left.
+		m.closeHoldersLocked(slices.Clone(m.holders))
 	}
 	if err := m.settleLocked(nil); err != nil {
 		return err
@@ -408,19 +409,6 @@ func (m *Member) Reclaim() error {
 	}
 	m.front = nil
 	m.trimLocked(array)
-	return nil
-}
-
-// renewHoldersLocked replaces the placeholders: connections that net.ipv4.tcp_migrate_req moved
-// to one when another listener died move on when it closes.
-func (m *Member) renewHoldersLocked() error {
-	old := slices.Clone(m.holders)
-	for range old {
-		if err := m.addHolderLocked(); err != nil {
-			return err
-		}
-	}
-	m.closeHoldersLocked(old)
 	return nil
 }
 

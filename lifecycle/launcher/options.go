@@ -50,10 +50,10 @@ func ParseRestart(s string) (Restart, error) {
 
 // Bounds of restarts.
 const (
-	maxCrashes    = 5
-	crashWindow   = 60 * time.Second
-	firstBackoff  = 100 * time.Millisecond
-	highestBackof = 10 * time.Second
+	maxCrashes     = 5
+	crashWindow    = 60 * time.Second
+	firstBackoff   = 100 * time.Millisecond
+	highestBackoff = 10 * time.Second
 )
 
 // Options of a launcher. Command is needed; the zero values of the others are useful. A duration

@@ -52,7 +52,7 @@ func (r *restarts) crashed(g *generation) error {
 		r.l.log.Error("the program ends too often, giving up", "times", len(r.times)+1, "within", crashWindow)
 		return r.giveUp(g)
 	}
-	backoff := min(firstBackoff<<len(r.times), highestBackof)
+	backoff := min(firstBackoff<<len(r.times), highestBackoff)
 	r.times = append(r.times, now)
 	r.l.log.Info("the program is started again", "in", backoff)
 	if r.timer != nil {

@@ -66,11 +66,9 @@ type Record struct {
 	// Version is overlap's own, for people.
 	Version   string     `json:"version,omitempty"`
 	Listeners []Listener `json:"listeners,omitempty"`
-	// Picture is the picture of the reuseport groups, in the words of package reuse.
-	Picture  json.RawMessage `json:"picture,omitempty"`
-	Started  time.Time       `json:"started,omitzero"`
-	Switched time.Time       `json:"switched,omitzero"` // zero until it served
-	Ended    time.Time       `json:"ended,omitzero"`    // zero until it ended
+	Started   time.Time  `json:"started,omitzero"`
+	Switched  time.Time  `json:"switched,omitzero"` // zero until it served
+	Ended     time.Time  `json:"ended,omitzero"`    // zero until it ended
 }
 
 // Parse reads a record and checks it. Every error wraps ErrRecord. Unknown keys are

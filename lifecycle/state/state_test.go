@@ -107,7 +107,6 @@ func record(n int) Record {
 		Program:    &process.Identity{PID: 10},
 		Command:    []string{"web", "--flag"},
 		Listeners:  []Listener{{Network: "tcp", Address: "127.0.0.1:80", Inodes: []uint64{1, 2}}},
-		Picture:    json.RawMessage(`{"places":[1,2]}`),
 		Started:    time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC),
 	}
 }
@@ -623,7 +622,6 @@ func TestWriteRefusesWhatCannotBeRead(t *testing.T) {
 		"number":  func(r *Record) { r.Generation = 0 },
 		"state":   func(r *Record) { r.State = "" },
 		"size":    func(r *Record) { r.Directory = strings.Repeat("x", maxRecord) },
-		"picture": func(r *Record) { r.Picture = json.RawMessage("{") },
 	} {
 		r := record(1)
 		change(&r)
