@@ -13,12 +13,13 @@
 //
 // # How
 //
-// The launcher's own executable is started once more as a small step ([Main]).
-// The step installs a seccomp filter that turns bind(2) into a notification
-// (seccomp_unotify(2)), hands the descriptor for these notifications to the
-// launcher, and executes the program. So the filter is there before the
-// program's first instruction, works for static binaries, and is inherited by
-// all its threads and children. There are two ways to reach a socket:
+// Each program is started from a thread of the launcher's that is made for it, and
+// ends with the start. That thread installs a seccomp filter on itself, which turns
+// bind(2) into a notification (seccomp_unotify(2)), and starts the program, which
+// inherits the filter. So the filter is there before the program's first
+// instruction, works for static binaries, is inherited by all its threads and
+// children, and costs no process between the launcher and the program. There are
+// two ways to reach a socket:
 //
 //   - [Fetch]: at bind(2) the launcher takes a copy with pidfd_getfd(2). It needs
 //     ptrace access to the program: the same user with no more capabilities and

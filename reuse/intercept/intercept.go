@@ -95,10 +95,8 @@ type Options struct {
 	// the call only. Its errors are treated as Bind's.
 	Made func(socket *os.File, domain, typ int) error
 	// ParentDeath has the kernel kill the program (SIGKILL; not its children)
-	// when the launcher dies: prctl(2), PR_SET_PDEATHSIG. As that page says, it
-	// is the death of the thread that called Start; a goroutine that is locked
-	// to its thread must not end before the program does. A setuid program
-	// loses it.
+	// when the launcher dies: prctl(2), PR_SET_PDEATHSIG. It takes the launcher
+	// a thread for as long as the program lives. A setuid program loses it.
 	ParentDeath bool
 	// Logger gets what could not be done, slog.Default() by default.
 	Logger *slog.Logger

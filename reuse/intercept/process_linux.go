@@ -13,27 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryMemory says whether the memory of process pid can be read.
-func tryMemory(pid int, address uintptr) error {
-	b := make([]byte, len(magic))
-	if err := readMemory(pid, uint64(address), b); err != nil {
-		return err
-	}
-	if !bytes.Equal(b, magic[:]) {
-		return errors.New("read the program's memory: not what was expected")
-	}
-	return nil
-}
-
-// tryFetch says whether descriptors of process pid can be copied.
-func tryFetch(pid, fd int) error {
-	copied, err := fetch(pid, pid, fd)
-	if err != nil {
-		return err
-	}
-	return unix.Close(copied)
-}
-
 // readMemory fills b from the memory of thread tid. Containers can forbid
 // process_vm_readv(2) and still let /proc be read.
 func readMemory(tid int, address uint64, b []byte) error {

@@ -1,0 +1,95 @@
+package intercept
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// confinement maps what seccomp and no_new_privs do to a thread of this process to the threads
+// that it is done to.
+func confinement(t *testing.T) map[string]int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/self/task/*/status")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no threads", err)
+	}
+	all := map[string]int{}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue // ended
+		}
+		what := ""
+		for line := range strings.Lines(string(b)) {
+			for _, field := range []string{"NoNewPrivs:", "Seccomp:", "Seccomp_filters:"} {
+				if strings.HasPrefix(line, field) {
+					what += strings.Join(strings.Fields(line), "") + " "
+				}
+			}
+		}
+		all[what]++
+	}
+	return all
+}
+
+// TestLauncherStaysClean: the filter and no_new_privs are the program's, not the launcher's. The
+// test starts programs from as many goroutines as find the first thread too.
+func TestLauncherStaysClean(t *testing.T) {
+	before := confinement(t)
+	if len(before) != 1 {
+		t.Fatalf("the threads differ: %v", before)
+	}
+	var programs sync.WaitGroup
+	for range 64 {
+		programs.Go(func() {
+			p, err := startProgram(Options{Mode: Fetch, Bind: share}, nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if answer := p.do("status", "Seccomp"); answer != "2" {
+				t.Errorf("the program's Seccomp is %s, want 2", answer) // the control
+			}
+			p.end()
+		})
+	}
+	programs.Wait()
+	clean := func() error {
+		after := confinement(t)
+		for what := range before {
+			if len(after) != 1 || after[what] == 0 {
+				return fmt.Errorf("threads before: %v, after: %v", before, after)
+			}
+		}
+		return nil
+	}
+	var err error
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if err = clean(); err == nil { // a thread takes a moment to end
+			break
+		}
+	}
+	if err != nil {
+		t.Error(err)
+	}
+
+	// One that dies with its launcher keeps its thread, and no longer than it lives.
+	p := start(t, Options{Mode: Fetch, ParentDeath: true}, nil)
+	if after := confinement(t); len(after) != 2 {
+		t.Errorf("with a program that dies with its launcher the threads are %v", after)
+	}
+	p.end()
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if err = clean(); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
