@@ -54,10 +54,8 @@ func population(a Address) (int, error) {
 	return len(m), err
 }
 
-// locateOnce sends locator packets to one place after the other and watches whose drops are
-// counted. A socket may drop packets of clients at the same time, so the candidates for a place
-// are all sockets that dropped at least what was sent there, and packets are sent until each
-// place has one candidate left. What is sent varies by chance, so that no traffic can keep in step.
+// locateOnce tells the places apart by how many packets each was sent, or, where clients' packets
+// are dropped at the same time, one after the other.
 func locateOnce(diag *sockdiag.Conn, a Address) ([]uint64, error) {
 	before, err := members(diag, a)
 	if err != nil {
@@ -70,6 +68,88 @@ func locateOnce(diag *sockdiag.Conn, a Address) ([]uint64, error) {
 	if n <= 1 {
 		return keys(before), nil
 	}
+	places, err := locateByCount(diag, a, before)
+	if errors.Is(err, errNoise) {
+		return locateInTurn(diag, a, before)
+	}
+	return places, err
+}
+
+// errNoise says that other packets than the locator's were dropped.
+var errNoise = errors.New("the sockets drop packets of others")
+
+// digits is how many different numbers of packets a place may be sent in one round. A dump of the
+// sockets costs the kernel about as much as a few packets.
+const digits = 5
+
+// locateByCount gives each place a number of its own by chance, and sends it so many packets:
+// digit by digit where there are many places. What the sockets then dropped must be these numbers,
+// and in sum no more than was sent; so no other packet was among them.
+func locateByCount(diag *sockdiag.Conn, a Address, before map[uint64]uint32) ([]uint64, error) {
+	n := len(before)
+	numbers := rand.Perm(n)
+	dropped := map[uint64]int{}
+	for scale := 1; scale < n; scale *= digits {
+		sent := 0
+		for place, number := range numbers {
+			for range number / scale % digits {
+				if err := sendLocator(a, place); err != nil {
+					return nil, err
+				}
+				sent++
+			}
+		}
+		after, err := awaitDrops(diag, a, before, sent)
+		if err != nil {
+			return nil, err
+		}
+		for ino, drops := range after {
+			dropped[ino] += int(drops-before[ino]) * scale
+		}
+		before = after
+	}
+	at := make(map[int]uint64, n)
+	for ino, number := range dropped {
+		at[number] = ino
+	}
+	places := make([]uint64, n)
+	for place, number := range numbers {
+		if places[place] = at[number]; places[place] == 0 {
+			return nil, errNoise
+		}
+	}
+	return places, nil
+}
+
+// awaitDrops waits until the sockets have dropped as many packets as were sent.
+func awaitDrops(diag *sockdiag.Conn, a Address, before map[uint64]uint32, sent int) (map[uint64]uint32, error) {
+	for deadline := time.Now().Add(locateWait); ; time.Sleep(100 * time.Microsecond) {
+		after, err := members(diag, a)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Equal(keys(before), keys(after)) {
+			return nil, errMoved
+		}
+		sum := 0
+		for ino, drops := range after {
+			sum += int(drops - before[ino])
+		}
+		switch {
+		case sum == sent:
+			return after, nil
+		case sum > sent, time.Now().After(deadline):
+			return nil, errNoise
+		}
+	}
+}
+
+// locateInTurn sends locator packets to one place after the other and watches whose drops are
+// counted. A socket may drop packets of clients at the same time, so the candidates for a place
+// are all sockets that dropped at least what was sent there, and packets are sent until each
+// place has one candidate left. What is sent varies by chance, so that no traffic can keep in step.
+func locateInTurn(diag *sockdiag.Conn, a Address, before map[uint64]uint32) ([]uint64, error) {
+	n := len(before)
 	candidates := make([]map[uint64]bool, n)
 	for range locateRounds {
 		for _, place := range rand.Perm(n) {

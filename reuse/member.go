@@ -36,6 +36,8 @@ type Member struct {
 	sockets []*socket
 	holders []*holder
 	front   []*holder // placeholders that Yield closes
+	hidden  time.Time // since when those in front are, by Reserve; zero: they are not
+	ready   bool      // Reserve was called, and nothing came between
 	places  []int     // of sockets, since the last Settle
 	serving []int     // who else gets connections meanwhile
 	open    bool      // the gate is open: what joins is opened once it stands
@@ -204,6 +206,7 @@ func (m *Member) ForUser(uid int) error {
 		return nil
 	}
 	m.uid = uid
+	m.front, m.hidden, m.ready = nil, time.Time{}, false
 	had := len(m.holders)
 	m.closeHoldersLocked(slices.Clone(m.holders))
 	for range had {
@@ -290,11 +293,12 @@ func placesOf(array, inodes []uint64) []int {
 }
 
 // Reserve readies the serving member for a newcomer: for each of its placeholders that stand
-// in front of its sockets it puts another one behind. [Member.Yield] then makes room.
+// in front of its sockets it puts another one behind. [Member.Yield] then makes room. It does
+// nothing when it was called before and the member is still ready.
 func (m *Member) Reserve() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !steering || m.closed {
+	if !steering || m.closed || m.ready {
 		return nil
 	}
 	array, err := locate(m.addr)
@@ -311,24 +315,35 @@ func (m *Member) Reserve() error {
 			m.front = append(m.front, h)
 		}
 	}
-	m.trimLocked(array)
+	m.front = append(m.front, m.spareLocked(array)...)
 	for range m.missingLocked(len(m.holders) - len(m.front)) {
 		if err := m.addHolderLocked(); err != nil {
 			return err
 		}
 	}
+	if m.addr.Network == "tcp" { // it keeps its place when it is hidden, a UDP socket does not
+		hideAll(m.front)
+		m.hidden = time.Now()
+	}
+	m.ready = true
 	return nil
 }
 
-// trimLocked closes placeholders behind the member's sockets that are not needed.
-func (m *Member) trimLocked(array []uint64) {
+// spareLocked are the placeholders behind the member's sockets that are not needed, the last one
+// first. One is always left: it keeps clients waiting should the sockets close.
+func (m *Member) spareLocked(array []uint64) []*holder {
 	var spare []*holder
-	for i := len(array) - 1; i > slices.Max(m.places) && m.missingLocked(len(m.holders)-len(spare)) < 0; i-- {
+	taken := len(m.holders) - len(m.front)
+	for i := len(array) - 1; i > slices.Max(m.places); i-- {
+		left := taken - len(spare)
+		if left == 1 || m.missingLocked(left) >= 0 {
+			break
+		}
 		if h := m.holderLocked(array[i]); h != nil {
 			spare = append(spare, h)
 		}
 	}
-	m.closeHoldersLocked(spare)
+	return spare
 }
 
 func (m *Member) holderLocked(ino uint64) *holder {
@@ -346,9 +361,19 @@ func (m *Member) holderLocked(ino uint64) *holder {
 func (m *Member) Yield() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.yieldLocked()
+}
+
+func (m *Member) yieldLocked() {
 	front := m.front
-	m.front = nil
-	m.closeHoldersLocked(front)
+	m.front, m.ready = nil, false
+	if m.hidden.IsZero() {
+		m.closeHoldersLocked(front)
+		return
+	}
+	time.Sleep(hideTime - time.Since(m.hidden))
+	m.hidden = time.Time{}
+	m.dropHoldersLocked(front)
 }
 
 // closeHoldersLocked hides placeholders, and closes them a millisecond later in the order given.
@@ -356,11 +381,22 @@ func (m *Member) closeHoldersLocked(holders []*holder) {
 	if len(holders) == 0 {
 		return
 	}
+	hideAll(holders)
+	time.Sleep(hideTime)
+	m.dropHoldersLocked(holders)
+}
+
+func hideAll(holders []*holder) {
 	for _, h := range holders {
 		hide(h.fd)
 	}
-	time.Sleep(hideTime)
+}
+
+func (m *Member) dropHoldersLocked(holders []*holder) {
 	for _, h := range holders {
+		if !slices.Contains(m.holders, h) {
+			continue // it was closed before, and its number is another's
+		}
 		closeFD(h.fd)
 		m.holders = slices.DeleteFunc(m.holders, func(o *holder) bool { return o == h })
 	}
@@ -388,6 +424,7 @@ func (m *Member) Reclaim() error {
 	if !steering || m.closed {
 		return nil
 	}
+	m.yieldLocked()
 	if Migrates() {
 		// What was moved to a placeholder when another listener died moves on when it closes, to any
 		// member: so no other placeholder may be there. For a moment the serving sockets stand in
@@ -407,8 +444,7 @@ func (m *Member) Reclaim() error {
 	if err != nil {
 		return err
 	}
-	m.front = nil
-	m.trimLocked(array)
+	m.closeHoldersLocked(m.spareLocked(array))
 	return nil
 }
 
@@ -463,7 +499,7 @@ func (m *Member) Hold() error {
 	}
 	var places []int
 	for i, ino := range array {
-		if m.holderLocked(ino) != nil {
+		if h := m.holderLocked(ino); h != nil && !(m.ready && slices.Contains(m.front, h)) {
 			places = append(places, i)
 		}
 	}
@@ -495,7 +531,7 @@ func (m *Member) attachLocked(p []bpf.Instruction) error {
 func (m *Member) Recede() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.front = nil
+	m.front, m.hidden, m.ready = nil, time.Time{}, false
 	m.closeHoldersLocked(slices.Clone(m.holders))
 }
 
@@ -545,7 +581,7 @@ func (m *Member) closeHoldersNowLocked() {
 	for _, h := range m.holders {
 		closeFD(h.fd)
 	}
-	m.holders, m.front = nil, nil
+	m.holders, m.front, m.hidden, m.ready = nil, nil, time.Time{}, false
 }
 
 // leave takes one own socket out.

@@ -442,6 +442,11 @@ func countConnections(ports []uint16, inodes func() map[uint64]bool) int {
 // call, with pidfd_getfd(2).
 func (s *sockets) borrow(pid int, ino uint64) func(func(fd int) error) error {
 	return func(f func(fd int) error) error {
-		return borrow(append([]int{pid}, s.g.program.tree()...), ino, f)
+		err := borrow([]int{pid}, ino, f)
+		if errors.Is(err, reuse.ErrUnreachable) {
+			// A child may have it now. To find them all takes a look at every process of the machine.
+			err = borrow(s.g.program.tree(), ino, f)
+		}
+		return err
 	}
 }

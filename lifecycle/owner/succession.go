@@ -106,7 +106,22 @@ func (o *Owner) helloLocked(s *control.Session, h hello) (any, error) {
 	}
 	o.successor, o.follower, o.reserved = s, h.Generation, false
 	o.watch.entered(h)
+	go o.reserve(s)
 	return w, nil
+}
+
+// reserve readies all groups for a newcomer while its program starts. What fails here is said when
+// it asks for that group.
+func (o *Owner) reserve(s *control.Session) {
+	for _, m := range o.Members() {
+		o.talk.Lock()
+		if o.successor == s && !o.handed && !o.holding.Load() {
+			if err := m.Reserve(); err != nil {
+				o.log.Debug("a group is not ready for a newcomer yet", "address", m.Address(), "error", err)
+			}
+		}
+		o.talk.Unlock()
+	}
 }
 
 // switchedLocked begins the drain.

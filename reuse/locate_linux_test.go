@@ -1,0 +1,57 @@
+package reuse
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"overlap/reuse/sockdiag"
+)
+
+// TestLocateMany: sockets whose number of packets has several digits are told apart.
+func TestLocateMany(t *testing.T) {
+	for _, network := range []string{"tcp", "udp"} {
+		t.Run(network, func(t *testing.T) {
+			m := Open(freeAddress(t, network), -1)
+			defer m.Leave()
+			var want []uint64
+			for range digits*digits + 2 {
+				if err := m.addHolderLocked(); err != nil {
+					t.Fatal(err)
+				}
+				want = append(want, m.holders[len(m.holders)-1].inode)
+			}
+			if err := attach(m.holders[0].fd, serveProgram(network, []int{0})); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := locate(m.addr); err != nil || !slices.Equal(got, want) {
+				t.Errorf("located %v, %v; want %v", got, err, want)
+			}
+		})
+	}
+}
+
+// TestLocateByCountSeesNoise: one packet of somebody else's, and the count is not believed.
+func TestLocateByCountSeesNoise(t *testing.T) {
+	a := first(t, resolve(t, "tcp", "127.0.0.1:0"), 3).Address()
+	diag, err := sockdiag.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer diag.Close()
+	for place := range 3 {
+		before, err := members(diag, a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := sendLocator(a, place); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := locateByCount(diag, a, before); !errors.Is(err, errNoise) {
+			t.Errorf("with one more packet at place %d: %v, want %v", place, err, errNoise)
+		}
+		if _, err := locateInTurn(diag, a, before); err != nil {
+			t.Error(err)
+		}
+	}
+}
