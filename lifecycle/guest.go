@@ -44,7 +44,7 @@ func findGuest(ctx context.Context) *guest {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	status, err := control.Dial(path).Status(ctx)
+	status, err := control.Dial(path).Brief(ctx)
 	if err != nil || len(status.Generations) != 1 {
 		return nil
 	}

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+
+	"overlap/reuse/sockdiag"
 )
 
 // Address is a resolved address that generations share. The zero value is no address.
@@ -88,6 +90,22 @@ func (a Address) String() string {
 
 // Is4 reports whether sockets on the address are IPv4 sockets.
 func (a Address) Is4() bool { return a.AddrPort.Addr().Is4() }
+
+// family is what sock_diag calls the sockets on an address, those of its connections included.
+func family(a Address) uint8 {
+	if a.Is4() {
+		return sockdiag.FamilyIPv4
+	}
+	return sockdiag.FamilyIPv6
+}
+
+// socketNetwork is the network with the sockets' family, which is IPv6 also where they are dual-stack.
+func (a Address) socketNetwork() string {
+	if a.Is4() {
+		return a.Network + "4"
+	}
+	return a.Network + "6"
+}
 
 // Net is the network that makes package net bind exactly this address: "tcp" on [::] is
 // dual-stack, every other is of one family.

@@ -85,12 +85,12 @@ func (q inodeQueue) Len() (int, bool, error) {
 }
 
 // find looks for the inode in several lists before it counts as gone.
-func (q inodeQueue) find(list func(port uint16) ([]sockdiag.Socket, error)) (int, bool, error) {
+func (q inodeQueue) find(list func(port uint16, families ...uint8) ([]sockdiag.Socket, error)) (int, bool, error) {
 	for try := range 1 + backlogConfirmations {
 		if try > 0 {
 			time.Sleep(backlogConfirmEvery)
 		}
-		found, err := list(q.port)
+		found, err := list(q.port, q.families()...)
 		if err != nil {
 			return 0, false, noProof(err)
 		}
@@ -101,6 +101,17 @@ func (q inodeQueue) find(list func(port uint16) ([]sockdiag.Socket, error)) (int
 		}
 	}
 	return 0, false, nil
+}
+
+// families are those that the socket can be of.
+func (q inodeQueue) families() []uint8 {
+	switch {
+	case strings.HasSuffix(q.proto, "4"):
+		return []uint8{sockdiag.FamilyIPv4}
+	case strings.HasSuffix(q.proto, "6"):
+		return []uint8{sockdiag.FamilyIPv6}
+	}
+	return nil
 }
 
 // handshakes reports whether connections of this queue begin half-open.
@@ -140,11 +151,7 @@ func AwaitBacklog(ctx context.Context, port uint16, queues ...Queue) error {
 // awaitBacklogOf is AwaitBacklog for the listeners of one address: connections of the other
 // family are not asked for.
 func awaitBacklogOf(ctx context.Context, addr Address, queues ...Queue) error {
-	family := uint8(sockdiag.FamilyIPv6)
-	if addr.Is4() {
-		family = sockdiag.FamilyIPv4
-	}
-	a := backlogWait{ctx: ctx, open: openHalfOpen, sleep: backlogSleep, families: []uint8{family}}
+	a := backlogWait{ctx: ctx, open: openHalfOpen, sleep: backlogSleep, families: []uint8{family(addr)}}
 	return a.wait(addr.AddrPort.Port(), queues)
 }
 

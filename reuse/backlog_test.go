@@ -131,7 +131,7 @@ func TestBacklogInodeQueueAsksAgain(t *testing.T) {
 	here := []sockdiag.Socket{{Inode: 7, RQueue: 2}}
 	for missed, known := range map[int]bool{0: true, 1: true, 3: true, 4: false} {
 		asked := 0
-		n, got, err := inodeQueue{proto: "tcp", port: 80, inode: 7}.find(func(uint16) ([]sockdiag.Socket, error) {
+		n, got, err := inodeQueue{proto: "tcp", port: 80, inode: 7}.find(func(uint16, ...uint8) ([]sockdiag.Socket, error) {
 			if asked++; asked <= missed {
 				return nil, nil
 			}

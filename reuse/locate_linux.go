@@ -271,7 +271,7 @@ func members(diag *sockdiag.Conn, a Address) (map[uint64]uint32, error) {
 	if a.Network == "udp" {
 		list = diag.Datagrams
 	}
-	sockets, err := list(a.AddrPort.Port())
+	sockets, err := list(a.AddrPort.Port(), family(a))
 	if err != nil {
 		return nil, err
 	}

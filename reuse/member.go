@@ -618,7 +618,7 @@ func (m *Member) Backlog(ctx context.Context) error {
 		if s.gone {
 			continue
 		}
-		queues = append(queues, InodeQueue(m.addr.Network, m.addr.AddrPort.Port(), s.inode))
+		queues = append(queues, InodeQueue(m.addr.socketNetwork(), m.addr.AddrPort.Port(), s.inode))
 	}
 	addr := m.addr
 	m.mu.Unlock()

@@ -36,6 +36,7 @@ type program struct {
 	stdout, stderr io.Writer
 	stateDir       string // --state-dir, "" where nobody chose one
 	log            *slog.Logger
+	counts         bool // connections are to be shown, so their count is asked for
 }
 
 func (p *program) app() *urfave.App {

@@ -170,7 +170,7 @@ func (p *program) look(ctx context.Context, root, name string) (*service, error)
 	broken := make([]error, len(numbers))
 	var asking sync.WaitGroup
 	for i, n := range numbers {
-		asking.Go(func() { all[i], broken[i] = examine(ctx, dir, n) })
+		asking.Go(func() { all[i], broken[i] = p.examine(ctx, dir, n) })
 	}
 	asking.Wait()
 	for i, g := range all {
@@ -212,7 +212,7 @@ func numbersIn(dir *state.Dir) ([]int, error) {
 
 // examine finds out about one generation; nil is one that does not live. The error is about
 // its record.
-func examine(ctx context.Context, dir *state.Dir, n int) (*generation, error) {
+func (p *program) examine(ctx context.Context, dir *state.Dir, n int) (*generation, error) {
 	var known *state.Record
 	record, err := dir.Read(n)
 	if err == nil {
@@ -229,7 +229,11 @@ func examine(ctx context.Context, dir *state.Dir, n int) (*generation, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	status, asked := control.Dial(dir.SocketPath(n)).Status(ctx)
+	ask := control.Dial(dir.SocketPath(n)).Brief
+	if p.counts {
+		ask = control.Dial(dir.SocketPath(n)).Status
+	}
+	status, asked := ask(ctx)
 	switch {
 	case asked == nil && len(status.Generations) > 0:
 		g := &generation{Generation: status.Generations[0], record: known}

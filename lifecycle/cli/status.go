@@ -30,6 +30,7 @@ func (p *program) status(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
+	p.counts = true
 	s, err := p.service(c.Context, "status", name)
 	if err != nil {
 		if c.Bool("json") && errors.Is(err, errNotRunning) {

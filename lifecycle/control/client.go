@@ -56,14 +56,23 @@ func (u *unreachable) Unwrap() error { return u.error }
 // Status asks what is known of the service.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var status Status
-	if err := c.status(ctx, &status); err != nil {
+	if err := c.status(ctx, "/v1/status", &status); err != nil {
 		return Status{}, fmt.Errorf("ask %s for the status: %w", c.path, err)
 	}
 	return status, nil
 }
 
-func (c *Client) status(ctx context.Context, into *Status) error {
-	response, err := c.do(ctx, http.MethodGet, "/v1/status", nil)
+// Brief is Status without the connections, whose count can take the owner milliseconds.
+func (c *Client) Brief(ctx context.Context) (Status, error) {
+	var status Status
+	if err := c.status(ctx, "/v1/status?"+queryConnections+"=false", &status); err != nil {
+		return Status{}, fmt.Errorf("ask %s for the status: %w", c.path, err)
+	}
+	return status, nil
+}
+
+func (c *Client) status(ctx context.Context, path string, into *Status) error {
+	response, err := c.do(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return err
 	}

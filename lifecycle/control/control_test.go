@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -107,7 +108,16 @@ type backend struct {
 	session func(context.Context, *Session)
 }
 
-func (b *backend) Status(context.Context) (Status, error) { return b.status() }
+func (b *backend) Status(_ context.Context, connections bool) (Status, error) {
+	s, err := b.status()
+	s.Generations = slices.Clone(s.Generations)
+	for i := range s.Generations {
+		if !connections {
+			s.Generations[i].Connections = 0
+		}
+	}
+	return s, err
+}
 func (b *backend) Reload(ctx context.Context, r ReloadRequest, events func(Event)) {
 	b.reload(ctx, r, events)
 }
@@ -160,7 +170,7 @@ func closeServer(t *testing.T, s *Server) {
 
 func TestStatus(t *testing.T) {
 	path := socket(t)
-	want := Status{Service: "web", Generations: []Generation{{Generation: 2, PID: 7, State: state.Serving, Listeners: []string{"127.0.0.1:80"}}}}
+	want := Status{Service: "web", Generations: []Generation{{Generation: 2, PID: 7, State: state.Serving, Listeners: []string{"127.0.0.1:80"}, Connections: 5}}}
 	var failed error
 	s := serve(t, path, &backend{status: func() (Status, error) { return want, failed }})
 	info, err := os.Stat(path)
@@ -170,6 +180,12 @@ func TestStatus(t *testing.T) {
 	got, err := Dial(path).Status(t.Context())
 	if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%+v, %v", got, err)
+	}
+	brief := want
+	brief.Generations = []Generation{want.Generations[0]}
+	brief.Generations[0].Connections = 0
+	if got, err = Dial(path).Brief(t.Context()); err != nil || fmt.Sprint(got) != fmt.Sprint(brief) {
+		t.Errorf("in brief: %+v, %v", got, err)
 	}
 	failed = errors.New("no idea")
 	var refused *StatusError

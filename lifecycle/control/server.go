@@ -207,7 +207,7 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.leave()
-	status, err := s.backend.Status(r.Context())
+	status, err := s.backend.Status(r.Context(), r.URL.Query().Get(queryConnections) != "false")
 	if err != nil {
 		refuse(w, http.StatusInternalServerError, err)
 		return

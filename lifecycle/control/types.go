@@ -23,6 +23,9 @@ var (
 	ErrNoOutcome = errors.New("the owner went away before it told the outcome")
 )
 
+// queryConnections of a GET of the status is "false" where nobody wants to know how many there are.
+const queryConnections = "connections"
+
 // Backend does what is asked for. Its methods are called concurrently.
 //
 // Reload and Stop tell how it goes through events, which never blocks and may be called
@@ -31,7 +34,8 @@ var (
 // who asked goes away. Session has a session that is not started; it ends, and is
 // closed, when Session returns.
 type Backend interface {
-	Status(ctx context.Context) (Status, error)
+	// Status counts connections only where they are asked for.
+	Status(ctx context.Context, connections bool) (Status, error)
 	Reload(ctx context.Context, request ReloadRequest, events func(Event))
 	Stop(ctx context.Context, request StopRequest, events func(Event))
 	Session(ctx context.Context, s *Session)

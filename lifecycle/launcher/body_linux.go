@@ -2,7 +2,6 @@ package launcher
 
 import (
 	"context"
-	"time"
 
 	"overlap/lifecycle/control"
 	"overlap/lifecycle/owner"
@@ -23,31 +22,22 @@ func (b *body) Resume() {}
 // shutdown cuts them. One that says that it drains by itself is spared the wait.
 func (b *body) Linger(ctx context.Context) {
 	g := (*generation)(b)
+	g.lingered.Store(-1)
 	if g.selfDrains.Load() || g.holding.Load() || g.l.opt.StopDelay <= 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, g.l.opt.StopDelay)
 	defer cancel()
-	awaitNone(ctx, g.program.gone(), g.sockets.connections)
-}
-
-// awaitNone waits until count is 0.
-func awaitNone(ctx context.Context, gone <-chan struct{}, count func() int) {
-	for pause := 5 * time.Millisecond; count() > 0; pause = min(pause*2, 200*time.Millisecond) {
-		select {
-		case <-ctx.Done():
-			return
-		case <-gone:
-			return
-		case <-time.After(pause):
-		}
-	}
+	g.lingered.Store(int64(g.sockets.connections().awaitNone(ctx, g.program.gone())))
 }
 
 // Finish sends the stop signal, and SIGKILL when ctx ends.
 func (b *body) Finish(ctx context.Context) owner.Report {
 	g := (*generation)(b)
-	before := g.sockets.connections()
+	before := int(g.lingered.Load())
+	if before < 0 {
+		before = g.sockets.connections().count()
+	}
 	g.stopped.Store(true)
 	g.program.signal(g.l.opt.StopSignal)
 	r := owner.Report{}
@@ -55,7 +45,7 @@ func (b *body) Finish(ctx context.Context) owner.Report {
 	case <-g.program.gone():
 		r.Finished = before
 	case <-ctx.Done():
-		r.Cut = g.sockets.connections()
+		r.Cut = g.sockets.connections().count()
 		r.Finished = max(before-r.Cut, 0)
 		g.log.Warn("the program did not end in time, it is killed", "connections", r.Cut)
 	}
@@ -67,7 +57,7 @@ func (b *body) Connections() int {
 	if (*generation)(b).running() == nil {
 		return 0
 	}
-	return b.sockets.connections()
+	return b.sockets.connections().count()
 }
 
 // Spawn starts the next generation in this launcher.

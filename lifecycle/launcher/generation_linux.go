@@ -47,9 +47,10 @@ type generation struct {
 	cutting    chan struct{}
 	handedOver atomic.Bool
 	holding    atomic.Bool
-	selfDrains atomic.Bool // it uses the library, or says so
-	stopped    atomic.Bool // it was sent the stop signal
-	killed     atomic.Bool // its start was given up while the program ran
+	selfDrains atomic.Bool  // it uses the library, or says so
+	stopped    atomic.Bool  // it was sent the stop signal
+	lingered   atomic.Int64 // connections left when it was waited for; -1: it was not
+	killed     atomic.Bool  // its start was given up while the program ran
 	restarting chan struct{}
 	abort      context.CancelCauseFunc // ends a start; with l.mu
 	done       chan struct{}           // closed when it is over

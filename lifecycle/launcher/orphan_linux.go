@@ -211,13 +211,13 @@ func endOrphan(ctx context.Context, r *state.Record, delay time.Duration, sig sy
 		return
 	}
 	defer h.Close()
-	var ports []uint16
+	clients := connections{tree: func() []int { return orphanTree(r) }}
 	for _, l := range r.Listeners {
 		a, err := reuse.ExactAddress(l.Network, l.Address, false)
 		if err != nil {
 			continue
 		}
-		ports = append(ports, a.AddrPort.Port())
+		clients.addresses = append(clients.addresses, a)
 		var queues []reuse.Queue
 		for _, ino := range l.Inodes {
 			queues = append(queues, reuse.InodeQueue(l.Network, a.AddrPort.Port(), ino))
@@ -229,18 +229,7 @@ func endOrphan(ctx context.Context, r *state.Record, delay time.Duration, sig sy
 	}
 	lingering, cancel := context.WithTimeout(ctx, delay)
 	defer cancel()
-	awaitNone(lingering, nil, func() int {
-		return countConnections(ports, func() map[uint64]bool {
-			mine := map[uint64]bool{}
-			for _, pid := range orphanTree(r) {
-				inodes, _ := sockdiag.Inodes(pid)
-				for _, ino := range inodes {
-					mine[ino] = true
-				}
-			}
-			return mine
-		})
-	})
+	clients.awaitNone(lingering, nil)
 	tree := orphanTree(r)
 	h.Signal(sig)
 	if err := h.Wait(ctx); err != nil {

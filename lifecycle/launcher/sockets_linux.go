@@ -379,64 +379,7 @@ func (s *sockets) known(ino uint64) bool {
 }
 
 // inodes are those of all sockets of the program's processes.
-func (s *sockets) inodes() map[uint64]bool {
-	all := map[uint64]bool{}
-	for _, pid := range s.g.program.tree() {
-		inodes, err := sockdiag.Inodes(pid)
-		if err != nil {
-			continue // it ended, or is another user's
-		}
-		for _, ino := range inodes {
-			all[ino] = true
-		}
-	}
-	return all
-}
-
-// connections is how many established connections the program has at the generation's ports.
-func (s *sockets) connections() int {
-	if s.g.owner == nil {
-		return 0
-	}
-	var ports []uint16
-	for _, m := range s.g.owner.Members() {
-		if a := m.Address(); a.Network == "tcp" && !slices.Contains(ports, a.AddrPort.Port()) {
-			ports = append(ports, a.AddrPort.Port())
-		}
-	}
-	return countConnections(ports, s.inodes)
-}
-
-// countConnections asks once for all ports: the kernel walks its whole table for an answer.
-func countConnections(ports []uint16, inodes func() map[uint64]bool) int {
-	if len(ports) == 0 {
-		return 0
-	}
-	diag, err := sockdiag.Open()
-	if err != nil {
-		return 0
-	}
-	defer diag.Close()
-	var port uint16 // all
-	if len(ports) == 1 {
-		port = ports[0]
-	}
-	there, err := diag.Connections(port)
-	if err != nil {
-		return 0
-	}
-	there = slices.DeleteFunc(there, func(c sockdiag.Socket) bool { return !slices.Contains(ports, c.Local.Port()) })
-	if len(there) == 0 {
-		return 0
-	}
-	n, mine := 0, inodes()
-	for _, c := range there {
-		if mine[c.Inode] {
-			n++
-		}
-	}
-	return n
-}
+func (s *sockets) inodes() map[uint64]bool { return heldBy(s.g.program.tree()) }
 
 // borrow returns a function that gets hold of one of the program's sockets for the length of a
 // call, with pidfd_getfd(2).

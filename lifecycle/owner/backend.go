@@ -11,18 +11,21 @@ import (
 // backend answers the control API.
 type backend Owner
 
-func (b *backend) Status(context.Context) (control.Status, error) {
-	o := (*Owner)(b)
-	return o.Status(), nil
+func (b *backend) Status(_ context.Context, connections bool) (control.Status, error) {
+	s := (*Owner)(b).Status()
+	if connections {
+		s.Generations[0].Connections = b.cfg.Body.Connections()
+	}
+	return s, nil
 }
 
-// Status describes the generation.
+// Status describes the generation, but for its connections.
 func (o *Owner) Status() control.Status {
-	listeners, connections := o.listeners(), o.cfg.Body.Connections()
+	listeners := o.listeners()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	g := control.Generation{Generation: o.number, PID: o.record.Owner.PID, State: o.record.State,
-		Connections: connections, Started: o.record.Started, Switched: o.record.Switched,
+		Started: o.record.Started, Switched: o.record.Switched,
 		Command: o.record.Command}
 	if o.holding.Load() {
 		g.State = state.Starting
@@ -44,7 +47,7 @@ func (o *Owner) Status() control.Status {
 func (o *Owner) ask(ctx context.Context, generation int) []uint64 {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	s, err := control.Dial(o.dir.SocketPath(generation)).Status(ctx)
+	s, err := control.Dial(o.dir.SocketPath(generation)).Brief(ctx)
 	if err != nil {
 		return nil
 	}

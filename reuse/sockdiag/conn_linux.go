@@ -67,15 +67,16 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// Listeners returns the TCP listeners on a port, IPv4 and IPv6; port 0 means all.
-func (c *Conn) Listeners(port uint16) ([]Socket, error) {
-	return c.sockets("list TCP listeners", unix.IPPROTO_TCP, 1<<StateListen, port)
+// Listeners returns the TCP listeners on a port; port 0 means all. The families are those of the
+// sockets, [FamilyIPv4] and [FamilyIPv6]; none are both, here and below.
+func (c *Conn) Listeners(port uint16, families ...uint8) ([]Socket, error) {
+	return c.sockets("list TCP listeners", unix.IPPROTO_TCP, 1<<StateListen, port, families...)
 }
 
-// Datagrams returns the UDP sockets with a local port, IPv4 and IPv6, connected
-// ones included ([StateEstablished]); port 0 means all.
-func (c *Conn) Datagrams(port uint16) ([]Socket, error) {
-	return c.sockets("list UDP sockets", unix.IPPROTO_UDP, 1<<StateClosed|1<<StateEstablished, port)
+// Datagrams returns the UDP sockets with a local port, connected ones included
+// ([StateEstablished]); port 0 means all.
+func (c *Conn) Datagrams(port uint16, families ...uint8) ([]Socket, error) {
+	return c.sockets("list UDP sockets", unix.IPPROTO_UDP, 1<<StateClosed|1<<StateEstablished, port, families...)
 }
 
 // HalfOpen returns the TCP connections to a local port whose handshake has begun
@@ -84,8 +85,8 @@ func (c *Conn) Datagrams(port uint16) ([]Socket, error) {
 // A connection leaves this state only after it stands in its listener's accept
 // queue, and keeps its cookie on the way (tcp_check_req, inet_csk_clone_lock).
 //
-// The kernel walks its whole table of connections for it, once for each family (FamilyIPv4,
-// FamilyIPv6: that of the listener; none are both), which is milliseconds on a large machine.
+// The kernel walks its whole table of connections for it, once for each family (that of the
+// listener), which is milliseconds on a large machine.
 func (c *Conn) HalfOpen(port uint16, families ...uint8) ([]Socket, error) {
 	return c.sockets("list half-open connections", unix.IPPROTO_TCP, 1<<StateSynRecv, port, families...)
 }
@@ -93,11 +94,11 @@ func (c *Conn) HalfOpen(port uint16, families ...uint8) ([]Socket, error) {
 // Connections returns the TCP connections with a local port that are established
 // or closing, in either direction (a client's too, whose own port it is); port 0
 // means all. Those that wait in an accept queue are among them, with inode 0.
-// What is left of a closed one (TIME_WAIT) is not.
-func (c *Conn) Connections(port uint16) ([]Socket, error) {
+// What is left of a closed one (TIME_WAIT) is not. It takes as long as HalfOpen.
+func (c *Conn) Connections(port uint16, families ...uint8) ([]Socket, error) {
 	const states = 1<<StateEstablished | 1<<StateFinWait1 | 1<<StateFinWait2 |
 		1<<StateCloseWait | 1<<StateLastAck | 1<<StateClosing
-	found, err := c.sockets("list connections", unix.IPPROTO_TCP, states, port)
+	found, err := c.sockets("list connections", unix.IPPROTO_TCP, states, port, families...)
 	// A remnant whose peer has not closed yet is reported as FIN_WAIT2.
 	return slices.DeleteFunc(found, func(s Socket) bool { return s.timer == timerTimeWait }), err
 }

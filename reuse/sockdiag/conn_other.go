@@ -21,16 +21,16 @@ func Open() (*Conn, error) { return nil, errPlatform }
 func (c *Conn) Close() error { return errPlatform }
 
 // Listeners fails as [Open] does.
-func (c *Conn) Listeners(port uint16) ([]Socket, error) { return nil, errPlatform }
+func (c *Conn) Listeners(port uint16, families ...uint8) ([]Socket, error) { return nil, errPlatform }
 
 // Datagrams fails as [Open] does.
-func (c *Conn) Datagrams(port uint16) ([]Socket, error) { return nil, errPlatform }
+func (c *Conn) Datagrams(port uint16, families ...uint8) ([]Socket, error) { return nil, errPlatform }
 
 // HalfOpen fails as [Open] does.
 func (c *Conn) HalfOpen(port uint16, families ...uint8) ([]Socket, error) { return nil, errPlatform }
 
 // Connections fails as [Open] does.
-func (c *Conn) Connections(port uint16) ([]Socket, error) { return nil, errPlatform }
+func (c *Conn) Connections(port uint16, families ...uint8) ([]Socket, error) { return nil, errPlatform }
 
 // UnixListeners fails as [Open] does.
 func (c *Conn) UnixListeners() ([]UnixSocket, error) { return nil, errPlatform }
