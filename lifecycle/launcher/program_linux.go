@@ -40,7 +40,7 @@ func startProgram(g *generation) (*program, error) {
 	}
 	p := &program{env: env, ended: make(chan struct{})}
 	mode := intercept.Auto
-	if g.l.opt.NoReuse {
+	if g.req.set.Reuse == ReuseOff {
 		mode = intercept.Off
 	}
 	err = p.exec(g, path, mode, false)

@@ -127,7 +127,7 @@ func (s *sockets) join(a reuse.Address, uid int) (*reuse.Member, error) {
 // wantsDatagrams reports whether a UDP address is declared, or the predecessor's. Others keep
 // their meaning of EADDRINUSE.
 func (s *sockets) wantsDatagrams(a reuse.Address) bool {
-	for _, w := range append(slices.Clone(s.g.l.declared), s.g.owner.Expected()...) {
+	for _, w := range append(slices.Clone(s.g.req.set.declared), s.g.owner.Expected()...) {
 		if w.Network == "udp" && w.AddrPort.Port() == a.AddrPort.Port() {
 			return true
 		}
@@ -185,7 +185,7 @@ func (s *sockets) endedEarly() error {
 
 // look finds out which pending sockets listen by now, and makes them the generation's.
 func (s *sockets) look() error {
-	if s.g.l.opt.NoReuse {
+	if s.g.req.set.Reuse == ReuseOff {
 		if err := s.discover(); err != nil {
 			return err
 		}
@@ -224,7 +224,7 @@ func (s *sockets) look() error {
 
 // missing names what the program does not listen on yet, "" is nothing.
 func (s *sockets) missing() string {
-	wanted := s.g.l.declared
+	wanted := s.g.req.set.declared
 	if len(wanted) == 0 {
 		wanted = s.g.owner.Expected()
 	}
