@@ -66,6 +66,7 @@ type config struct {
 	Restart     string
 	Adopt       int
 	SteeringOff bool
+	NoGetfd     bool // pidfd_getfd is refused, as in Docker's containers
 }
 
 // launch is the main function of a launcher.
@@ -77,6 +78,12 @@ func launch(path string) int {
 	}
 	if c.SteeringOff {
 		reuse.Unsteered()
+	}
+	if c.NoGetfd {
+		if err := refuseGetfd(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 99
+		}
 	}
 	trial.Step = func(name string) { pauseAt(c.Root, name) }
 	o := launcher.Options{Name: c.Name, StateDir: c.Root, Command: c.Command, Dir: c.Root, Adopt: c.Adopt,
