@@ -28,11 +28,17 @@ func (c *child) Kill()                 { c.cmd.Process.Kill() }
 // errPID1 says why PID 1 can't replace itself.
 var errPID1 = errors.New("PID 1 can't replace itself: when it exits, its container ends; start the server with: overlap run -- COMMAND")
 
+// errNoLauncher refuses what only a launcher knows.
+var errNoLauncher = errors.New("the flags of overlap run are for a service that it started")
+
 // spawn starts the next generation: the same arguments and environment, the program looked up
 // anew and the directory by its name, so that a replaced binary or a moved link is picked up.
 func spawn(g *Generation, req control.ReloadRequest, token string) (*child, error) {
 	if os.Getpid() == 1 {
 		return nil, errPID1
+	}
+	if req.Settings != nil {
+		return nil, errNoLauncher
 	}
 	args := os.Args
 	if len(req.Command) > 0 {

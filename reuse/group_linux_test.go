@@ -429,6 +429,27 @@ func TestRandomSequences(t *testing.T) {
 	}
 }
 
+// TestAnchorBehindNobody: who was to be taken over from can die before the placeholder comes.
+func TestAnchorBehindNobody(t *testing.T) {
+	a := first(t, resolve(t, "tcp", "127.0.0.1:0"), 1)
+	died := a.Inodes()
+	a.Leave()
+	m := Open(a.Address(), -1)
+	defer m.Leave()
+	err := m.AnchorBehind(died, func(uint64, func(int) error) error { return ErrUnreachable })
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := join(t, m.Address(), 2, 1)
+	if err := b.Settle(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Switch(); err != nil {
+		t.Fatal(err)
+	}
+	mustLand(t, m.Address(), 2)
+}
+
 // TestHold keeps clients waiting until somebody serves again.
 func TestHold(t *testing.T) {
 	a := first(t, resolve(t, "tcp", "127.0.0.1:0"), 1)

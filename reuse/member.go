@@ -142,6 +142,10 @@ func (m *Member) steerAloneLocked(control func(func(fd int) error) error) error 
 func (m *Member) Anchor() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.anchorLocked()
+}
+
+func (m *Member) anchorLocked() error {
 	if len(m.holders) > 0 || !steering {
 		return nil
 	}
@@ -167,7 +171,7 @@ func (m *Member) AnchorBehind(serving []uint64, control func(ino uint64, f func(
 		return err
 	}
 	if n == 0 {
-		return fmt.Errorf("placeholder on %s: nobody listens there", m.addr)
+		return m.anchorLocked() // they are gone since they were looked for
 	}
 	places := make([]int, n)
 	for i := range places {

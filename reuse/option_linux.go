@@ -108,6 +108,20 @@ func ShareOpen(fd int, ipv4 bool) error {
 	return os.NewSyscallError("setsockopt IP_MINTTL", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MINTTL, locatorHops+1))
 }
 
+// ShareUngated is [Share] for a socket that can't be reached again, to open its gate.
+func ShareUngated(fd int, a Address) error {
+	if a.Network != "udp" {
+		return ShareOpen(fd, a.Is4())
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+		return os.NewSyscallError("setsockopt SO_REUSEPORT", err)
+	}
+	if !steering {
+		return nil
+	}
+	return openGate(fd, a)
+}
+
 // Migrates reports whether net.ipv4.tcp_migrate_req is on in this network namespace: then the
 // kernel moves what a closing listener holds to another member of its group, by hash.
 func Migrates() bool {

@@ -32,6 +32,9 @@ func Migrates() bool { return false }
 // ShareOpen returns ErrNoSteering.
 func ShareOpen(int, bool) error { return ErrNoSteering }
 
+// ShareUngated returns ErrNoSteering.
+func ShareUngated(int, Address) error { return ErrNoSteering }
+
 // Hide returns ErrNoSteering.
 func Hide(int) error { return ErrNoSteering }
 

@@ -27,6 +27,7 @@ func TestDocker(t *testing.T) {
 			parallel(t, "reload/"+user, func(t *testing.T) { d.reloads(t, flags) })
 			parallel(t, "orphans/"+user, func(t *testing.T) { d.orphans(t, flags) })
 			parallel(t, "serve/"+user, func(t *testing.T) { d.serve(t, flags) })
+			parallel(t, "datagrams/"+user, func(t *testing.T) { d.datagrams(t, flags) })
 			parallel(t, "exit codes/"+user, func(t *testing.T) { d.exitCodes(t, flags) })
 		}
 		// Where it is not PID 1 itself, and where the profile is wider.
@@ -76,6 +77,24 @@ func (d *docker) reloads(t *testing.T, flags []string) {
 	}
 	if out, err := d.docker("exec", c.name, "overlap", "reload", "--", "fixture", "--exit", "4"); err == nil || !strings.Contains(out, "exit status 4") {
 		t.Errorf("reload with a program that fails: %v, %s", err, out)
+	}
+	c.stop(0)
+}
+
+// datagrams: under the engine's profile too, where the program's descriptors can't be copied, a UDP
+// port is handed over, and what reached the old generation is answered.
+func (d *docker) datagrams(t *testing.T, flags []string) {
+	c := d.run(t, append(slices.Clone(flags), "--entrypoint", "overlap"), d.programs, "run", "--stop-delay", "200ms",
+		"--listen", ":8080", "--listen", "udp::8053", "--", "fixture", "--listen", ":8080", "--udp", ":8053")
+	c.serves(1)
+	c.without("fixture", func() {
+		for n := range 5 {
+			c.must("exec", c.name, "overlap", "reload")
+			c.serves(2 + n)
+		}
+	}, "--udp")
+	if out := c.must("logs", c.name); !strings.Contains(out, "the program's sockets are made by the launcher") {
+		t.Errorf("the profile lets descriptors be copied, so the test proves nothing: %s", out)
 	}
 	c.stop(0)
 }
@@ -332,14 +351,17 @@ func (c *container) get(path string) string {
 
 // without has clients in the container while f runs, and fails the test for a request that
 // failed.
-func (c *container) without(service string, f func()) {
+func (c *container) without(service string, f func(), more ...string) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	var out, said bytes.Buffer
 	// A rate, so that nothing on the way (connection tracking, ports) is what is measured.
-	cmd := exec.CommandContext(ctx, "docker", "exec", c.name, "overlap", "bench", "--name", service, "--reload-every", "0",
-		"--mode", "close", "--clients", "16", "--rate", "300", "--duration", "4s", "--timeout", "30s", "--json")
+	if more == nil {
+		more = []string{"--mode", "close"}
+	}
+	cmd := exec.CommandContext(ctx, "docker", append([]string{"exec", c.name, "overlap", "bench", "--name", service, "--reload-every", "0",
+		"--clients", "16", "--rate", "300", "--duration", "4s", "--timeout", "30s", "--json"}, more...)...)
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Start(); err != nil {
 		c.t.Fatal(err)

@@ -46,7 +46,7 @@ func (p *program) runCommand() *urfave.Command {
 			&urfave.DurationFlag{Name: "drain-timeout", Value: launcher.DefaultDrainTimeout, Usage: "from the switch or stop until the program is killed"},
 			&urfave.StringFlag{Name: "restart", Value: string(launcher.DefaultRestart), Usage: "when a program that ended is started again: `no|on-failure|always`"},
 			&urfave.DurationFlag{Name: "hold", Value: launcher.DefaultHold, Usage: "how long clients of a program that crashed are kept waiting"},
-			&urfave.StringFlag{Name: "reuse", Value: "auto", Usage: "who sets SO_REUSEPORT: overlap, or the program: `auto|off`"},
+			&urfave.StringFlag{Name: "reuse", Value: launcher.ReuseAuto, Usage: "who sets SO_REUSEPORT: overlap, or the program: `auto|off`"},
 			&urfave.StringFlag{Name: "chdir", Usage: "`DIR` to start the program in"},
 			&urfave.StringFlag{Name: "env-file", Usage: "`FILE` with more variables, read anew for each generation"},
 			&urfave.StringSliceFlag{Name: "pass-signal", Usage: "`SIGNAL` to pass on to the program, such as HUP; may be repeated"},
@@ -76,8 +76,7 @@ func (p *program) run(c *urfave.Context) error {
 
 func (p *program) readRun(c *urfave.Context) (*launcher.Options, error) {
 	o := &launcher.Options{Name: c.String("name"), StateDir: p.stateDir, Command: c.Args().Slice(),
-		Dir: c.String("chdir"), EnvFile: c.String("env-file"), Listen: c.StringSlice("listen"),
-		Adopt: c.Int("adopt"), Log: p.log}
+		Dir: c.String("chdir"), Adopt: c.Int("adopt"), Log: p.log}
 	if len(o.Command) > 0 && o.Command[0] == "--" {
 		o.Command = o.Command[1:]
 	}
@@ -89,50 +88,67 @@ func (p *program) readRun(c *urfave.Context) (*launcher.Options, error) {
 			return nil, badValue(c, "name", o.Name, err.Error())
 		}
 	}
-	for flag, to := range map[string]*time.Duration{"start-timeout": &o.StartTimeout, "stop-delay": &o.StopDelay,
-		"drain-timeout": &o.DrainTimeout, "hold": &o.Hold} {
+	var err error
+	if o.Settings, err = readSettings(c); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// readSettings reads the flags that were given. The others keep their zero values, since a
+// running launcher that is given these may have them otherwise.
+func readSettings(c *urfave.Context) (launcher.Settings, error) {
+	s := launcher.Settings{EnvFile: c.String("env-file"), Listen: c.StringSlice("listen"), Health: c.StringSlice("health"),
+		HealthCA: c.String("health-ca"), HealthInsecure: c.Bool("health-insecure")}
+	for flag, to := range map[string]*time.Duration{"start-timeout": &s.StartTimeout, "stop-delay": &s.StopDelay,
+		"drain-timeout": &s.DrainTimeout, "hold": &s.Hold} {
 		d := c.Duration(flag)
-		if d < 0 {
-			return nil, badValue(c, flag, d.String(), "0 or more")
-		}
-		if *to = d; d == 0 {
+		switch {
+		case !c.IsSet(flag):
+		case d < 0:
+			return s, badValue(c, flag, d.String(), "0 or more")
+		case d == 0:
 			*to = -1
+		default:
+			*to = d
 		}
 	}
-	for _, addr := range o.Listen {
+	for _, addr := range s.Listen {
 		if _, _, err := parseListen(strings.TrimPrefix(addr, "udp:")); err != nil || strings.HasPrefix(addr, "unix:") {
-			return nil, badValue(c, "listen", addr, "host:port or udp:host:port")
+			return s, badValue(c, "listen", addr, "host:port or udp:host:port")
 		}
 	}
 	var err error
-	if o.StopSignal, err = parseSignal(c.String("stop-signal")); err != nil {
-		return nil, badValue(c, "stop-signal", c.String("stop-signal"), err.Error())
+	if name := c.String("stop-signal"); c.IsSet("stop-signal") {
+		if s.StopSignal, err = parseSignal(name); err != nil {
+			return s, badValue(c, "stop-signal", name, err.Error())
+		}
 	}
 	for _, name := range c.StringSlice("pass-signal") {
-		s, err := parseSignal(name)
+		sig, err := parseSignal(name)
 		if err != nil {
-			return nil, badValue(c, "pass-signal", name, err.Error())
+			return s, badValue(c, "pass-signal", name, err.Error())
 		}
-		o.PassSignals = append(o.PassSignals, s)
+		s.PassSignals = append(s.PassSignals, sig)
 	}
-	if o.Restart, err = launcher.ParseRestart(c.String("restart")); err != nil {
-		return nil, badValue(c, "restart", c.String("restart"), "no, on-failure or always")
-	}
-	switch reuse := c.String("reuse"); reuse {
-	case "auto":
-	case "off":
-		o.NoReuse = true
-	default:
-		return nil, badValue(c, "reuse", reuse, "auto or off")
-	}
-	for _, spec := range c.StringSlice("health") {
-		s, err := health.Parse(spec, health.Options{CAFile: c.String("health-ca"), Insecure: c.Bool("health-insecure")})
-		if err != nil {
-			return nil, badValue(c, "health", spec, err.Error())
+	if restart := c.String("restart"); c.IsSet("restart") {
+		if _, err := launcher.ParseRestart(restart); err != nil {
+			return s, badValue(c, "restart", restart, "no, on-failure or always")
 		}
-		o.Probes = append(o.Probes, s)
+		s.Restart = restart
 	}
-	return o, nil
+	if reuse := c.String("reuse"); c.IsSet("reuse") {
+		if reuse != launcher.ReuseAuto && reuse != launcher.ReuseOff {
+			return s, badValue(c, "reuse", reuse, "auto or off")
+		}
+		s.Reuse = reuse
+	}
+	for _, spec := range s.Health {
+		if _, err := health.Parse(spec, health.Options{CAFile: s.HealthCA, Insecure: s.HealthInsecure}); err != nil {
+			return s, badValue(c, "health", spec, err.Error())
+		}
+	}
+	return s, nil
 }
 
 // parseSignal reads a signal's name, with or without SIG.

@@ -155,6 +155,8 @@ func explain(err error) (text, hint string, code int) {
 	case errors.Is(err, lifecycle.ErrOther):
 		verb, command, _ := strings.Cut(again, " ")
 		hint = strings.TrimSpace("give the new service a name of its own: overlap " + verb + " --name OTHER " + command)
+	case errors.Is(err, launcher.ErrOldLauncher):
+		hint = "give it the command alone: overlap reload " + name + " -- COMMAND"
 	case errors.Is(err, lifecycle.ErrSupervised):
 		hint = "have it replace itself: overlap reload " + name
 	case errors.Is(err, lifecycle.ErrBusy), errors.Is(err, owner.ErrBusy):

@@ -44,6 +44,9 @@ func TestExplain(t *testing.T) {
 		{serve(fmt.Errorf("%w: \"x\"", lifecycle.ErrOther)), ExitFailed,
 			"overlap: error: serve: a service of this name runs on other addresses: \"x\"\n" +
 				"overlap: hint: give the new service a name of its own: overlap serve --name OTHER\n"},
+		{&failure{doingRun, "web", &launcher.ExitError{Code: 1, Err: launcher.ErrOldLauncher}}, ExitFailed,
+			"overlap: error: run: the running launcher is of an older version that takes a command, but no flags\n" +
+				"overlap: hint: give it the command alone: overlap reload web -- COMMAND\n"},
 		{serve(lifecycle.ErrSupervised), ExitFailed,
 			"overlap: error: serve: the running generation is supervised and must not exit\n" +
 				"overlap: hint: have it replace itself: overlap reload serve\n"},

@@ -243,6 +243,8 @@ func TestBadRequests(t *testing.T) {
 	}
 	for _, r := range []struct{ method, path, body string }{
 		{"POST", "/v1/reload", "{"},
+		{"POST", "/v1/reload", "{} {}"},
+		{"POST", "/v1/reload", `{"not_yet_known":1}`}, // who sent it would think that it is heeded
 		{"GET", "/v1/reload", ""},
 		{"POST", "/v1/session", ""},
 		{"GET", "/", ""},

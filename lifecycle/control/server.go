@@ -2,6 +2,7 @@ package control
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -296,7 +297,8 @@ func writeEvent(w io.Writer, control *http.ResponseController, e Event) error {
 	return control.Flush()
 }
 
-// decode reads the request's body; an empty one is the zero request.
+// decode reads the request's body; an empty one is the zero request. What this version does not
+// know is refused: who sent it would think that it is heeded.
 func decode(w http.ResponseWriter, r *http.Request, into any, check func() error) error {
 	http.NewResponseController(w).SetReadDeadline(time.Now().Add(requestTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest))
@@ -304,8 +306,13 @@ func decode(w http.ResponseWriter, r *http.Request, into any, check func() error
 		return fmt.Errorf("read the request: %w", err)
 	}
 	if len(body) > 0 {
-		if err := json.Unmarshal(body, into); err != nil {
+		d := json.NewDecoder(bytes.NewReader(body))
+		d.DisallowUnknownFields()
+		if err := d.Decode(into); err != nil {
 			return fmt.Errorf("read the request: %w", err)
+		}
+		if _, err := d.Token(); err != io.EOF {
+			return errors.New("read the request: there is more behind its end")
 		}
 	}
 	if err := check(); err != nil {

@@ -45,7 +45,13 @@ type Backend interface {
 type Status struct {
 	Service     string       `json:"service"`
 	Generations []Generation `json:"generations"` // newest first
+	// Takes are the names of what a request may hold beside what the first version knew. Who sends
+	// more to an owner that does not name it can't tell whether it was heeded.
+	Takes []string `json:"takes,omitempty"`
 }
+
+// TakesSettings is in Status.Takes of an owner that heeds ReloadRequest.Settings.
+const TakesSettings = "settings"
 
 // Generation is one generation in a Status.
 type Generation struct {
@@ -81,6 +87,9 @@ type ReloadRequest struct {
 	Command   []string `json:"command,omitempty"`
 	Env       []string `json:"env,omitempty"`
 	Directory string   `json:"directory,omitempty"`
+	// Settings are laid over the launcher's for this generation and those after it. Only an owner
+	// that says so takes them: see TakesSettings.
+	Settings *Settings `json:"settings,omitempty"`
 }
 
 func (r *ReloadRequest) check() error {

@@ -23,10 +23,10 @@ func (b *body) Resume() {}
 func (b *body) Linger(ctx context.Context) {
 	g := (*generation)(b)
 	g.lingered.Store(-1)
-	if g.selfDrains.Load() || g.holding.Load() || g.l.opt.StopDelay <= 0 {
+	if g.selfDrains.Load() || g.holding.Load() || g.req.set.StopDelay <= 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.l.opt.StopDelay)
+	ctx, cancel := context.WithTimeout(ctx, g.req.set.StopDelay)
 	defer cancel()
 	g.lingered.Store(int64(g.sockets.connections().awaitNone(ctx, g.program.gone())))
 }
@@ -39,7 +39,7 @@ func (b *body) Finish(ctx context.Context) owner.Report {
 		before = g.sockets.connections().count()
 	}
 	g.stopped.Store(true)
-	g.program.signal(g.l.opt.StopSignal)
+	g.program.signal(g.req.set.StopSignal)
 	r := owner.Report{}
 	select {
 	case <-g.program.gone():
@@ -64,8 +64,12 @@ func (b *body) Connections() int {
 func (b *body) Spawn(req control.ReloadRequest, token string) (owner.Spawned, error) {
 	l := (*generation)(b).l
 	l.mu.Lock()
-	r := request{command: l.command, dir: l.dir, env: l.env, token: token, timeout: req.Timeout}
+	r := request{command: l.command, dir: l.dir, env: l.env, set: l.set, token: token, timeout: req.Timeout}
 	l.mu.Unlock()
+	var err error
+	if r.set, err = r.set.with(req.Settings); err != nil {
+		return nil, err
+	}
 	if len(req.Command) > 0 {
 		r.command = req.Command
 	}

@@ -13,6 +13,10 @@
 // socket like owners in two processes would (package owner), so it makes no difference whether
 // the next generation is started by a reload or by hand.
 //
+// One that must not exit (PID 1, a service manager's main process) is not taken over from by a
+// second start: that one gives it its command, environment, directory and those of its [Settings]
+// that were given, which hold from then on, and ends with the outcome.
+//
 // It is no init system: it restarts what crashes, within bounds, so that clients wait instead of
 // being refused, and it reaps orphans, since it may be PID 1.
 package launcher

@@ -20,7 +20,7 @@ func (g *generation) environment() ([]string, error) {
 		}
 		return strings.HasPrefix(name, "LISTEN_") || strings.HasPrefix(name, "WATCHDOG_")
 	})
-	if file := g.l.opt.EnvFile; file != "" {
+	if file := g.req.set.EnvFile; file != "" {
 		more, err := godotenv.Read(file)
 		if err != nil {
 			return nil, fmt.Errorf("environment file %s: %w", file, err)

@@ -28,6 +28,7 @@ type request struct {
 	command []string
 	dir     string
 	env     []string
+	set     *settings
 	token   string
 	timeout time.Duration // of the start; 0 is the launcher's
 }
@@ -41,6 +42,8 @@ type generation struct {
 	program *program
 	sockets *sockets
 	notify  *notify.Socket
+
+	drainTimeout time.Duration // of this drain, if somebody asked for another than the setting
 
 	launched   chan struct{} // closed when program is what it will be
 	stops      chan time.Duration
@@ -58,7 +61,7 @@ type generation struct {
 }
 
 func (l *launcher) newGeneration(r request) *generation {
-	g := &generation{l: l, req: r, log: l.log, launched: make(chan struct{}), stops: make(chan time.Duration, 1), cutting: make(chan struct{}),
+	g := &generation{l: l, req: r, log: l.log, drainTimeout: r.set.DrainTimeout, launched: make(chan struct{}), stops: make(chan time.Duration, 1), cutting: make(chan struct{}),
 		restarting: make(chan struct{}), done: make(chan struct{})}
 	g.sockets = newSockets(g)
 	l.mu.Lock()
@@ -72,7 +75,7 @@ func (l *launcher) newGeneration(r request) *generation {
 func (g *generation) start(ctx context.Context) error {
 	timeout := g.req.timeout
 	if timeout <= 0 {
-		timeout = g.l.opt.StartTimeout
+		timeout = g.req.set.StartTimeout
 	}
 	ctx, abort := context.WithCancelCause(ctx)
 	defer abort(nil)
@@ -108,7 +111,7 @@ func (g *generation) giveUp() {
 	if _, ended := g.exitCode(); !ended && g.program != nil {
 		g.killed.Store(true)
 		g.stopped.Store(true)
-		g.program.signal(g.l.opt.StopSignal)
+		g.program.signal(g.req.set.StopSignal)
 		select {
 		case <-g.program.gone():
 		case <-time.After(lastWords):
@@ -125,7 +128,7 @@ func (g *generation) begin(ctx context.Context, timeout time.Duration) error {
 	}
 	o, err := owner.Enter(ctx, owner.Config{Name: l.opt.Name, Default: l.isDefault, Root: l.root,
 		Command: g.req.command, Directory: g.req.dir, Launched: true, Supervised: supervised(), Token: g.req.token,
-		StartTimeout: timeout, Body: (*body)(g), Log: l.log, UID: -1, Adopt: adopted})
+		StartTimeout: timeout, ReloadTimeout: g.req.set.StartTimeout, Body: (*body)(g), Log: l.log, UID: -1, Adopt: adopted})
 	if err != nil {
 		return err
 	}
@@ -218,7 +221,7 @@ func (g *generation) check(ctx context.Context, timeout time.Duration) error {
 	gate := health.Gate{StartTimeout: timeout}
 	err = gate.Wait(ctx, health.Target{Dial: g.owner.Dial, Addresses: addresses,
 		Env: append(slices.Clone(g.program.env), private.env()...), Dir: g.req.dir, Start: g.l.reaper.start,
-		Ready: g.notify.Ready(), Gone: g.program.gone(), Alive: g.program.alive}, g.l.opt.Probes...)
+		Ready: g.notify.Ready(), Gone: g.program.gone(), Alive: g.program.alive}, g.req.set.probes...)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNeverReady, err)
 	}
@@ -236,7 +239,7 @@ func (g *generation) serve() {
 		case d := <-g.stops:
 			handover = g.owner.Superseding()
 			if d > 0 {
-				g.l.opt.DrainTimeout = d
+				g.drainTimeout = d
 			}
 		case req := <-g.owner.Stops():
 			if g.l.stop(syscall.SIGTERM, req.Timeout) {
@@ -269,7 +272,7 @@ func (g *generation) crashed() bool {
 	}
 	g.holding.Store(true)
 	g.owner.Hold()
-	if g.l.opt.Hold <= 0 {
+	if g.req.set.Hold <= 0 {
 		g.owner.LetGo()
 	}
 	g.l.events <- happening{kind: crashed, gen: g}
@@ -289,7 +292,7 @@ func (g *generation) crashed() bool {
 
 // drain ends the program from outside.
 func (g *generation) drain(handover bool) error {
-	ctx, cancel := context.WithTimeout(context.Background(), g.l.opt.DrainTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), g.drainTimeout)
 	defer cancel()
 	finished := make(chan struct{})
 	defer close(finished)
@@ -331,7 +334,7 @@ func (g *generation) over(err error) {
 // endOfProgram is what the launcher ends with when this was its last program.
 func (g *generation) endOfProgram() error {
 	code, ok := g.program.code()
-	if !ok || code == 0 || g.stopped.Load() && code == exitSignalBase+int(g.l.opt.StopSignal) {
+	if !ok || code == 0 || g.stopped.Load() && code == exitSignalBase+int(g.req.set.StopSignal) {
 		return nil
 	}
 	return &ExitError{Code: code, Err: fmt.Errorf("the program ended with %s", g.program.words())}
@@ -371,20 +374,4 @@ func (g *generation) running() *program {
 	default:
 		return nil
 	}
-}
-
-// supervised reports whether this process must not exit: it is PID 1, a service manager's main
-// process, or what a container's init (docker run --init) was given to run.
-func supervised() bool {
-	return os.Getpid() == 1 || os.Getenv("SYSTEMD_EXEC_PID") == fmt.Sprint(os.Getpid()) || bornOf == 1 && inContainer()
-}
-
-// bornOf is the parent that started this process; later it may be another one.
-var bornOf = os.Getppid()
-
-// inContainer reports whether this is another PID namespace than the machine's first, which has
-// a fixed number (PROC_PID_INIT_INO, linux/proc_ns.h).
-func inContainer() bool {
-	to, err := os.Readlink("/proc/self/ns/pid")
-	return err == nil && to != "pid:[4026531836]"
 }

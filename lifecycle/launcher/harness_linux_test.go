@@ -22,7 +22,6 @@ import (
 
 	"go.uber.org/goleak"
 
-	"overlap/health"
 	"overlap/lifecycle/control"
 	"overlap/lifecycle/internal/trial"
 	"overlap/lifecycle/launcher"
@@ -67,6 +66,7 @@ type config struct {
 	Restart     string
 	Adopt       int
 	SteeringOff bool
+	NoGetfd     bool // pidfd_getfd is refused, as in Docker's containers
 }
 
 // launch is the main function of a launcher.
@@ -79,19 +79,17 @@ func launch(path string) int {
 	if c.SteeringOff {
 		reuse.Unsteered()
 	}
-	trial.Step = func(name string) { pauseAt(c.Root, name) }
-	o := launcher.Options{Name: c.Name, StateDir: c.Root, Command: c.Command, Dir: c.Root, Listen: c.Listen,
-		StartTimeout: c.Start, StopDelay: c.StopDelay, DrainTimeout: c.Drain, Hold: c.Hold,
-		Restart: launcher.Restart(c.Restart), Adopt: c.Adopt,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))}
-	for _, p := range c.Probes {
-		spec, err := health.Parse(p, health.Options{})
-		if err != nil {
+	if c.NoGetfd {
+		if err := refuseGetfd(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 99
 		}
-		o.Probes = append(o.Probes, spec)
 	}
+	trial.Step = func(name string) { pauseAt(c.Root, name) }
+	o := launcher.Options{Name: c.Name, StateDir: c.Root, Command: c.Command, Dir: c.Root, Adopt: c.Adopt,
+		Settings: launcher.Settings{Listen: c.Listen, Health: c.Probes, StartTimeout: c.Start, StopDelay: c.StopDelay,
+			DrainTimeout: c.Drain, Hold: c.Hold, Restart: c.Restart},
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	err := launcher.Run(context.Background(), o)
 	var exit *launcher.ExitError
 	switch {

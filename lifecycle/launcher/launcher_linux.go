@@ -16,7 +16,6 @@ import (
 	"overlap/lifecycle/owner"
 	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
-	"overlap/reuse"
 )
 
 // launcher is one service's.
@@ -27,12 +26,12 @@ type launcher struct {
 	isDefault bool // the name
 	reaper    *reaper
 	terminal  *terminal
-	declared  []reuse.Address
 
 	mu       sync.Mutex
 	command  []string // of the generation that serves
 	dir      string
 	env      []string
+	set      *settings
 	current  *generation
 	all      map[*generation]bool
 	stopping bool
@@ -87,7 +86,7 @@ func newLauncher(o Options) (*launcher, error) {
 		l.env = os.Environ()
 	}
 	var err error
-	if l.declared, err = parseListen(o.Listen); err != nil {
+	if l.set, err = newSettings(o.Settings); err != nil {
 		return nil, err
 	}
 	if l.root, err = state.Root(o.StateDir, os.Getenv); err != nil {
@@ -105,36 +104,11 @@ func (l *launcher) close() {
 	l.reaper.close()
 }
 
-func parseListen(listen []string) ([]reuse.Address, error) {
-	var all []reuse.Address
-	for _, addr := range listen {
-		network := "tcp"
-		if rest, ok := cutNetwork(addr, "udp:"); ok {
-			network, addr = "udp", rest
-		} else if rest, ok := cutNetwork(addr, "tcp:"); ok {
-			addr = rest
-		}
-		a, err := reuse.ParseAddress(context.Background(), network, addr)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, a)
-	}
-	return all, nil
-}
-
-func cutNetwork(addr, prefix string) (string, bool) {
-	if len(addr) > len(prefix) && addr[:len(prefix)] == prefix {
-		return addr[len(prefix):], true
-	}
-	return addr, false
-}
-
 // run is the launcher's story.
 func (l *launcher) run(ctx context.Context) error {
 	sig := l.signals()
 	defer sig.stop()
-	first := l.newGeneration(request{command: l.command, dir: l.dir, env: l.env})
+	first := l.newGeneration(request{command: l.command, dir: l.dir, env: l.env, set: l.set})
 	starting, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	began := make(chan error, 1)
@@ -206,6 +180,7 @@ func (l *launcher) serve(ctx context.Context, sig *signals) error {
 			switch h.kind {
 			case switchedTo, tookBack:
 				l.setCurrent(h.gen)
+				sig.passOn(h.gen.req.set.PassSignals)
 				r.calm(h.gen)
 			case crashed:
 				if err := r.crashed(h.gen); err != nil {
@@ -249,7 +224,7 @@ func (l *launcher) setCurrent(g *generation) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.current = g
-	l.command, l.dir, l.env = g.req.command, g.req.dir, g.req.env
+	l.command, l.dir, l.env, l.set = g.req.command, g.req.dir, g.req.env, g.req.set
 }
 
 // ended forgets a generation and reports whether it was the last, and with what the launcher
@@ -322,37 +297,4 @@ func (l *launcher) reloadBySignal() {
 		}
 		l.log.Info("reload", "step", e.Kind, "next", e.Generation)
 	})
-}
-
-// asReload gives the command to the launcher that must not exit, and follows.
-func (l *launcher) asReload(ctx context.Context) error {
-	dir, err := state.Find(l.root, l.opt.Name)
-	if err != nil {
-		return &ExitError{ExitOwnFailure, err}
-	}
-	defer dir.Close()
-	records, _ := dir.Generations()
-	for _, r := range records {
-		if r.State != state.Serving || !dir.Owned(r.Generation) {
-			continue
-		}
-		l.log.Info("the running launcher is supervised, it is asked to reload", "pid", r.Owner.PID)
-		out, err := control.Dial(dir.SocketPath(r.Generation)).Reload(ctx,
-			control.ReloadRequest{Command: l.opt.Command, Directory: l.dir, Env: l.env}, func(e control.Event) {
-				if !e.Final { // that one is the outcome
-					l.log.Info("reload", "step", e.Kind, "next", e.Generation)
-				}
-			})
-		if cause := context.Cause(ctx); err != nil && cause != nil {
-			err = cause
-		}
-		if err != nil {
-			return &ExitError{1, err}
-		}
-		if out.Outcome != control.OutcomeSwitched {
-			return &ExitError{1, errors.New(out.Reason)}
-		}
-		return nil
-	}
-	return &ExitError{1, owner.ErrSupervised}
 }

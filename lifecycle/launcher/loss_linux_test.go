@@ -153,10 +153,26 @@ func TestLossUnprivileged(t *testing.T) {
 	}
 }
 
-// TestLossUDP: every datagram that reached the old generation is answered.
-func TestLossUDP(t *testing.T) {
+// reached are the ways in which a launcher gets hold of its program's sockets.
+func reached(t *testing.T, f func(t *testing.T, s *service)) {
 	t.Parallel()
-	s := newService(t)
+	for name, refused := range map[string]bool{"fetch": false, "make": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			s.c.NoGetfd = refused
+			f(t, s)
+			if got := strings.Contains(s.output(), "sockets are made by the launcher"); got != refused {
+				t.Errorf("sockets were made: %v", got)
+			}
+		})
+	}
+}
+
+// TestLossUDP: every datagram that reached the old generation is answered.
+func TestLossUDP(t *testing.T) { reached(t, lossUDP) }
+
+func lossUDP(t *testing.T, s *service) {
 	addr := free(t, "udp", "127.0.0.1")
 	s.goProgram(programConfig{Kind: "udp", Listen: []string{addr}})
 	s.c.Listen = []string{"udp:" + addr}
@@ -188,10 +204,10 @@ func TestLossUDP(t *testing.T) {
 }
 
 // TestDNS: a DNS server, UDP and TCP on one port, answers through its reloads.
-func TestDNS(t *testing.T) {
-	t.Parallel()
+func TestDNS(t *testing.T) { reached(t, dns) }
+
+func dns(t *testing.T, s *service) {
 	path := tool(t, "dnsmasq", "dnsmasq-base")
-	s := newService(t)
 	addr := free(t, "tcp", "127.0.0.1")
 	host, port := splitAddress(t, addr)
 	s.c.Command = []string{path, "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--port=" + port,

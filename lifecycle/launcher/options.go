@@ -6,8 +6,6 @@ import (
 	"log/slog"
 	"syscall"
 	"time"
-
-	"overlap/health"
 )
 
 // What the zero values of [Options] stand for.
@@ -67,29 +65,8 @@ type Options struct {
 	Command []string
 	// Dir is the program's directory. Empty: the launcher's, by its name in $PWD.
 	Dir string
-	// EnvFile is read anew for each generation; its variables are added to the launcher's.
-	EnvFile string
-	// Listen are the addresses that make a generation ready, "host:port" or "udp:host:port".
-	// Empty: all that its predecessor listens on, else the first.
-	Listen []string
-	// Probes must all pass before a generation gets clients. Nil: each address is connected to.
-	Probes []health.Spec
-	// StartTimeout bounds a start: the wait for the lock, and from there until the probes pass.
-	StartTimeout time.Duration
-	// StopDelay is what established connections get to end before the stop signal.
-	StopDelay time.Duration
-	// StopSignal ends the program.
-	StopSignal syscall.Signal
-	// DrainTimeout runs from the switch or the stop to the SIGKILL.
-	DrainTimeout time.Duration
-	// Restart is for programs that end by themselves.
-	Restart Restart
-	// Hold is how long clients of a program that crashed are kept waiting.
-	Hold time.Duration
-	// NoReuse leaves SO_REUSEPORT to the program.
-	NoReuse bool
-	// PassSignals are passed on to the program beside USR1, USR2, WINCH and the like.
-	PassSignals []syscall.Signal
+	// Settings are the first generation's.
+	Settings
 	// Adopt is the pid of a running server that is taken over; 0 is none.
 	Adopt int
 	// Log gets an event a step. Nil: slog.Default.
@@ -102,40 +79,14 @@ func (o *Options) defaults() error {
 	if len(o.Command) == 0 {
 		return errors.New("no command")
 	}
-	set := func(d *time.Duration, def time.Duration) {
-		if *d == 0 {
-			*d = def
-		}
-		*d = max(*d, 0)
-	}
-	set(&o.StartTimeout, DefaultStartTimeout)
-	set(&o.DrainTimeout, DefaultDrainTimeout)
-	set(&o.StopDelay, DefaultStopDelay)
-	set(&o.Hold, DefaultHold)
-	if o.StartTimeout == 0 {
-		o.StartTimeout = forever
-	}
-	if o.DrainTimeout == 0 {
-		o.DrainTimeout = forever
-	}
-	if o.StopSignal == 0 {
-		o.StopSignal = DefaultStopSignal
-	}
-	if o.Restart == "" {
-		o.Restart = DefaultRestart
-	}
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	if o.Probes == nil {
-		tcp, err := health.Parse(health.KindTCP, health.Options{})
-		if err != nil {
-			return err
-		}
-		o.Probes = []health.Spec{tcp}
-	}
 	return nil
 }
+
+// ErrOldLauncher is a launcher that must not exit and would not heed the flags that it is given.
+var ErrOldLauncher = errors.New("the running launcher is of an older version that takes a command, but no flags")
 
 // forever stands for no time-out.
 const forever = 100 * 365 * 24 * time.Hour

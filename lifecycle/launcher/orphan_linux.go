@@ -190,9 +190,9 @@ func (l *launcher) readyOrphan(ctx context.Context, g *generation) error {
 func (l *launcher) drainOrphans(g *generation) {
 	for _, r := range g.owner.Orphans() {
 		g.sockets.running.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), l.opt.DrainTimeout)
+			ctx, cancel := context.WithTimeout(context.Background(), g.req.set.DrainTimeout)
 			defer cancel()
-			endOrphan(ctx, &r, l.opt.StopDelay, l.opt.StopSignal)
+			endOrphan(ctx, &r, g.req.set.StopDelay, g.req.set.StopSignal)
 			l.log.Info("the old program is gone", "pid", r.Program.PID)
 			if r.Generation > 0 {
 				g.owner.Dir().Remove(r.Generation)

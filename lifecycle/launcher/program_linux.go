@@ -40,7 +40,7 @@ func startProgram(g *generation) (*program, error) {
 	}
 	p := &program{env: env, ended: make(chan struct{})}
 	mode := intercept.Auto
-	if g.l.opt.NoReuse {
+	if g.req.set.Reuse == ReuseOff {
 		mode = intercept.Off
 	}
 	err = p.exec(g, path, mode, false)
@@ -65,7 +65,7 @@ func startProgram(g *generation) (*program, error) {
 		g.log.Info("setuid and file capabilities are off in the program (no_new_privs); CAP_SYS_ADMIN or --reuse off lifts it")
 	}
 	if p.tap.Mode() == intercept.Make {
-		g.log.Info("the program's sockets are made by the launcher: it has no ptrace access to it; UDP is not handed over")
+		g.log.Info("the program's sockets are made by the launcher: it has no ptrace access to it")
 	}
 	if g.l.serving() == nil {
 		g.l.terminal.give(p.pid())
@@ -80,7 +80,7 @@ func (p *program) exec(g *generation, path string, mode intercept.Mode, dieToget
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true}}
 	return g.l.reaper.guard(func() (int, error) {
-		tap, err := intercept.Start(p.cmd, intercept.Options{Mode: mode, Bind: g.sockets.bind, Made: g.sockets.made,
+		tap, err := intercept.Start(p.cmd, intercept.Options{Mode: mode, Bind: g.sockets.bind, Made: g.sockets.made, Keep: g.sockets.keep,
 			ParentDeath: dieTogether, Logger: g.log})
 		if err != nil {
 			return 0, err

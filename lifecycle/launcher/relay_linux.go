@@ -24,7 +24,7 @@ type relay struct {
 
 // newRelay returns nil where no probe needs one.
 func newRelay(g *generation, addresses []health.Address) (*relay, error) {
-	exec := slices.ContainsFunc(g.l.opt.Probes, func(s health.Spec) bool { return s.Kind() == health.KindExec })
+	exec := slices.ContainsFunc(g.req.set.probes, func(s health.Spec) bool { return s.Kind() == health.KindExec })
 	i := slices.IndexFunc(addresses, func(a health.Address) bool { return a.Network == "tcp" })
 	if !exec || i < 0 {
 		return nil, nil

@@ -65,7 +65,7 @@ func (r *restarts) crashed(g *generation) error {
 			r.hold.Stop()
 		}
 		r.gen = g
-		r.hold = time.NewTimer(r.l.opt.Hold)
+		r.hold = time.NewTimer(g.req.set.Hold)
 		r.held = r.hold.C
 	}
 	return nil
@@ -77,7 +77,7 @@ func (r *restarts) wanted(g *generation) bool {
 	if r.l.terminal != nil && code == exitSignalBase+int(syscall.SIGINT) {
 		return false // ^C was meant for it
 	}
-	switch r.l.opt.Restart {
+	switch g.req.set.restart {
 	case RestartAlways:
 		return true
 	case RestartOnFailure:
@@ -100,7 +100,7 @@ func (r *restarts) again(ctx context.Context) {
 	if g == nil || g.owner.State() != state.Serving {
 		return
 	}
-	next := r.l.newGeneration(request{command: g.req.command, dir: g.req.dir, env: g.req.env, token: "restart"})
+	next := r.l.newGeneration(request{command: g.req.command, dir: g.req.dir, env: g.req.env, set: g.req.set, token: "restart"})
 	go func() {
 		if err := next.start(ctx); err != nil {
 			r.l.log.Error("the program could not be started again", "error", err)
@@ -113,7 +113,7 @@ func (r *restarts) again(ctx context.Context) {
 func (r *restarts) letGo() {
 	r.held = nil
 	if r.gen != nil {
-		r.l.log.Warn("clients are refused from now on", "after", r.l.opt.Hold)
+		r.l.log.Warn("clients are refused from now on", "after", r.gen.req.set.Hold)
 		r.gen.owner.LetGo()
 	}
 }

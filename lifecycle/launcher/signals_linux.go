@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"sync"
 	"syscall"
 
 	"overlap/lifecycle/internal/repeat"
@@ -19,30 +20,53 @@ type signals struct {
 	pass    chan syscall.Signal
 	raw     chan os.Signal
 	done    chan struct{}
+	own     []os.Signal // what the launcher hears by itself
+
+	mu    sync.Mutex
+	extra []syscall.Signal // --pass-signal of the generation that serves
+}
+
+// passOn takes the signals that a generation wants beside the others.
+func (s *signals) passOn(extra []syscall.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sig := range s.extra {
+		if !slices.Contains(extra, sig) && !slices.Contains(s.own, os.Signal(sig)) {
+			signal.Reset(sig)
+		}
+	}
+	s.extra = extra
+	for _, sig := range extra {
+		signal.Notify(s.raw, sig)
+	}
+}
+
+func (s *signals) passes(sig syscall.Signal) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(s.extra, sig) || slices.Contains(passed, os.Signal(sig))
 }
 
 func (l *launcher) signals() *signals {
 	s := &signals{stops: make(chan os.Signal, 4), reloads: make(chan os.Signal, 4),
 		pass: make(chan syscall.Signal, 16), raw: make(chan os.Signal, 16), done: make(chan struct{})}
-	want := append(slices.Clone(passed), syscall.SIGTERM, syscall.SIGINT)
-	for _, sig := range l.opt.PassSignals {
-		want = append(want, sig)
-	}
+	s.own = append(slices.Clone(passed), syscall.SIGTERM, syscall.SIGINT)
 	if !signal.Ignored(syscall.SIGHUP) {
-		want = append(want, syscall.SIGHUP)
+		s.own = append(s.own, syscall.SIGHUP)
 	}
-	signal.Notify(s.raw, want...)
-	go s.sort(l.opt.PassSignals)
+	signal.Notify(s.raw, s.own...)
+	s.passOn(l.set.PassSignals)
+	go s.sort()
 	return s
 }
 
-func (s *signals) sort(pass []syscall.Signal) {
+func (s *signals) sort() {
 	defer close(s.done)
 	var again repeat.Filter
 	for sig := range s.raw {
 		number := sig.(syscall.Signal)
 		switch {
-		case slices.Contains(pass, number), slices.Contains(passed, sig):
+		case s.passes(number):
 			select {
 			case s.pass <- number:
 			default:
@@ -52,7 +76,7 @@ func (s *signals) sort(pass []syscall.Signal) {
 			case s.reloads <- sig:
 			default:
 			}
-		default:
+		case number == syscall.SIGTERM, number == syscall.SIGINT:
 			if again.Same() {
 				continue
 			}

@@ -65,7 +65,7 @@ func (s *sockets) bind(b intercept.Bind) error {
 		return fmt.Errorf("%w: %w", syscall.EADDRINUSE, err)
 	}
 	if b.Socket != nil {
-		if err := share(b.Socket, a); err != nil {
+		if err := share(b.Socket, a, b.LastReach); err != nil {
 			s.refuse(err)
 			return err
 		}
@@ -77,14 +77,19 @@ func (s *sockets) bind(b intercept.Bind) error {
 	return nil
 }
 
-// share gives the program's socket the option that it never asked for, and the gate.
-func share(f *os.File, a reuse.Address) error {
+// share gives the program's socket the option that it never asked for, and the gate, unless
+// nobody could open it.
+func share(f *os.File, a reuse.Address, ungated bool) error {
+	set := reuse.Share
+	if ungated {
+		set = reuse.ShareUngated
+	}
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var inner error
-	if err := raw.Control(func(fd uintptr) { inner = reuse.Share(int(fd), a) }); err != nil {
+	if err := raw.Control(func(fd uintptr) { inner = set(int(fd), a) }); err != nil {
 		return err
 	}
 	return inner
@@ -107,6 +112,12 @@ func (s *sockets) made(f *os.File, domain, typ int) error {
 	return inner
 }
 
+// keep says whether a socket that was made must be reached at its bind: the option is not for
+// every datagram socket. Programs that pick random source ports rely on EADDRINUSE.
+func (s *sockets) keep(_, typ int) bool {
+	return typ == unix.SOCK_DGRAM && slices.ContainsFunc(s.wanted(), func(a reuse.Address) bool { return a.Network == "udp" })
+}
+
 // join puts a placeholder into the address's group before the program's first listen.
 func (s *sockets) join(a reuse.Address, uid int) (*reuse.Member, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -127,12 +138,17 @@ func (s *sockets) join(a reuse.Address, uid int) (*reuse.Member, error) {
 // wantsDatagrams reports whether a UDP address is declared, or the predecessor's. Others keep
 // their meaning of EADDRINUSE.
 func (s *sockets) wantsDatagrams(a reuse.Address) bool {
-	for _, w := range append(slices.Clone(s.g.l.declared), s.g.owner.Expected()...) {
+	for _, w := range s.wanted() {
 		if w.Network == "udp" && w.AddrPort.Port() == a.AddrPort.Port() {
 			return true
 		}
 	}
 	return false
+}
+
+// wanted are the addresses that are declared, and the predecessor's.
+func (s *sockets) wanted() []reuse.Address {
+	return append(slices.Clone(s.g.req.set.declared), s.g.owner.Expected()...)
 }
 
 func (s *sockets) refuse(err error) {
@@ -185,7 +201,7 @@ func (s *sockets) endedEarly() error {
 
 // look finds out which pending sockets listen by now, and makes them the generation's.
 func (s *sockets) look() error {
-	if s.g.l.opt.NoReuse {
+	if s.g.req.set.Reuse == ReuseOff {
 		if err := s.discover(); err != nil {
 			return err
 		}
@@ -224,7 +240,7 @@ func (s *sockets) look() error {
 
 // missing names what the program does not listen on yet, "" is nothing.
 func (s *sockets) missing() string {
-	wanted := s.g.l.declared
+	wanted := s.g.req.set.declared
 	if len(wanted) == 0 {
 		wanted = s.g.owner.Expected()
 	}

@@ -40,7 +40,11 @@ func (o *Owner) Status() control.Status {
 		g.Listeners = append(g.Listeners, l.shown())
 		g.Sockets = append(append(g.Sockets, l.Inodes...), l.Sockets...)
 	}
-	return control.Status{Service: o.cfg.Name, Generations: []control.Generation{g}}
+	status := control.Status{Service: o.cfg.Name, Generations: []control.Generation{g}}
+	if o.cfg.Launched {
+		status.Takes = []string{control.TakesSettings}
+	}
+	return status
 }
 
 // ask returns the sockets of another generation of the service, as its owner tells them.

@@ -35,10 +35,12 @@ type Config struct {
 	Supervised bool
 	// Token is what the generation that started this one gave it; "" is a start by hand.
 	Token string
-	// StartTimeout bounds the wait for the handover lock; ReloadTimeout a reload that names none.
-	StartTimeout time.Duration
-	Body         Body
-	Log          *slog.Logger
+	// StartTimeout bounds the wait for the handover lock; ReloadTimeout a reload that names none,
+	// 0 is the same.
+	StartTimeout  time.Duration
+	ReloadTimeout time.Duration
+	Body          Body
+	Log           *slog.Logger
 	// Adopt, if not nil, describes a program that is taken over as if its launcher had died.
 	Adopt *state.Record
 	// UID is the effective user of the generation's sockets; -1 is the process's own.

@@ -134,6 +134,11 @@ func (o *Owner) GiveBack(ctx context.Context) bool {
 // drains may have to take its connections back, because its successor died a moment ago.
 func (o *Owner) find(ctx context.Context) error {
 	if r := o.cfg.Adopt; r != nil {
+		for _, other := range o.readable() {
+			if other.Generation != o.number && (o.dir.Owned(other.Generation) || Orphan(other)) {
+				return fmt.Errorf("adopt pid %d: generation %d of this service runs, and is taken over from without --adopt", r.Owner.PID, other.Generation)
+			}
+		}
 		o.follow(&predecessor{number: r.Generation, owner: r.Owner, orphan: r, listeners: recordedListeners(*r)})
 		return nil
 	}

@@ -91,6 +91,9 @@ func (o *Owner) Reload(ctx context.Context, req control.ReloadRequest, emit func
 	}
 	timeout := req.Timeout
 	if timeout <= 0 {
+		timeout = o.cfg.ReloadTimeout
+	}
+	if timeout <= 0 {
 		timeout = o.cfg.StartTimeout
 	}
 	// The new generation keeps the time itself, and says more than a kill would.

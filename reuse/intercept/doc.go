@@ -6,7 +6,7 @@
 // The invariant: the program is unchanged. It makes the same system calls with
 // the same arguments on its own sockets and gets the same answers; what the
 // launcher holds is a copy of a descriptor for the length of one call, closed
-// before the program goes on. Two answers differ, and only these: a socket of
+// before the program goes on (but for [Options.Keep]). Two answers differ, and only these: a socket of
 // IPPROTO_MPTCP is refused with EPROTONOSUPPORT (steering cannot be attached to
 // one, and programs that ask for it fall back to TCP), and a bind that
 // [Options.Bind] refuses fails with the error it names.
@@ -28,7 +28,10 @@
 //   - [Make]: at socket(2) the launcher makes the socket itself and puts it into
 //     the program. It needs no access at all, but a wake-up of the launcher for each
 //     IPv4 and IPv6 socket (5 to 30 µs), those of outgoing connections included,
-//     and the socket belongs to the launcher's user.
+//     and the socket belongs to the launcher's user. What must not be set on every
+//     socket is set at bind(2), where the launcher may read the program's memory
+//     and /proc/PID/fd, which Docker's profile allows: by a copy that is kept from
+//     socket(2) on ([Options.Keep]), found again by its inode.
 //
 // # Limits
 //

@@ -62,13 +62,15 @@ type Bind struct {
 	Addr netip.AddrPort
 	// Family is the socket's domain, AF_INET or AF_INET6.
 	Family int
-	// V6Only is the socket's IPV6_V6ONLY. It is not known in Make mode: false.
+	// V6Only is the socket's IPV6_V6ONLY. It is not known without Socket: false.
 	V6Only bool
 	// Socket is a copy of the program's socket. It is closed when the callback
 	// returns. Its file status flags are the program's own: do not change
-	// O_NONBLOCK. In Make mode it is nil: what was to be set was set in
-	// Options.Made.
+	// O_NONBLOCK. In Make mode it is nil but for a first bind of what
+	// Options.Keep wanted: what was to be set was set in Options.Made.
 	Socket *os.File
+	// LastReach says that the socket can't be reached any more after this.
+	LastReach bool
 	// Inode is the socket's inode number, as in sock_diag and /proc/net.
 	Inode uint64
 	// UID is the user that the socket belongs to, as the launcher sees it.
@@ -94,6 +96,10 @@ type Options struct {
 	// program has it, from the same goroutine as Bind. socket is valid during
 	// the call only. Its errors are treated as Bind's.
 	Made func(socket *os.File, domain, typ int) error
+	// Keep says, in Make mode, of which made sockets Bind gets a copy. It is
+	// kept from socket(2) to bind(2), for 2 s at most, and the newest 64:
+	// until then it outlives a close. nil means none.
+	Keep func(domain, typ int) bool
 	// ParentDeath has the kernel kill the program (SIGKILL; not its children)
 	// when the launcher dies: prctl(2), PR_SET_PDEATHSIG. It takes the launcher
 	// a thread for as long as the program lives. A setuid program loses it.

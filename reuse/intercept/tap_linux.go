@@ -24,6 +24,7 @@ type Tap struct {
 	done     chan struct{}
 	closing  atomic.Bool
 	once     sync.Once // closes done where there is no filter
+	kept     kept
 }
 
 // newTap takes over listener and begins to answer.
@@ -144,6 +145,7 @@ func receive(fd uintptr, n *notification) (event, error) {
 // each notification makes one, and receive looks before each wait.
 func (t *Tap) serve() {
 	defer close(t.done)
+	defer t.kept.close()
 	defer t.listener.Close()
 	raw, err := t.listener.SyscallConn()
 	if err != nil {
@@ -254,6 +256,15 @@ func (t *Tap) bind(c call) syscall.Errno {
 	if tid == 0 {
 		return missed(errors.New("the process is not visible from the launcher's PID namespace"))
 	}
+	b := Bind{}
+	copied := -1
+	if t.mode == Make {
+		// Whatever becomes of this bind, the copy is kept no longer.
+		if copied = t.kept.take(tid, fd); copied >= 0 {
+			b.Socket, b.LastReach = os.NewFile(uintptr(copied), "socket of the program"), true
+			defer b.Socket.Close()
+		}
+	}
 	length := int(int32(c.n.Args[2]))
 	if length < unix.SizeofSockaddrInet4 || length > sizeofSockaddrStorage || fd < 0 {
 		return goOn // the kernel says EINVAL, EBADF
@@ -265,7 +276,6 @@ func (t *Tap) bind(c call) syscall.Errno {
 		}
 		return missed(err)
 	}
-	b := Bind{}
 	var ok bool
 	if b.Addr, ok = parseSockaddr(raw); !ok {
 		return goOn
@@ -275,12 +285,14 @@ func (t *Tap) bind(c call) syscall.Errno {
 		return missed(err)
 	}
 
-	if t.mode == Make {
+	switch {
+	case copied >= 0:
+		ok = describe(copied, &b)
+	case t.mode == Make:
 		if ok, err = describeFromOutside(tid, fd, &b); err != nil {
 			return missed(err)
 		}
-	} else {
-		var copied int
+	default:
 		if copied, err = fetch(tid, b.PID, fd); errors.Is(err, unix.EBADF) {
 			return goOn
 		} else if err != nil {
@@ -324,6 +336,9 @@ func (t *Tap) socket(c call) (verdict syscall.Errno, answered bool) {
 		if verdict != goOn {
 			return verdict, false
 		}
+	}
+	if t.o.Bind != nil && t.o.Keep != nil && t.o.Keep(domain, typ) {
+		t.kept.put(fd) // before the program can bind it
 	}
 	return c.give(fd, full&unix.SOCK_CLOEXEC != 0)
 }
