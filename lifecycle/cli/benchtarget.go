@@ -81,7 +81,7 @@ func (r *benchRun) startTarget(ctx context.Context) (*benchTarget, error) {
 	}
 	t := &benchTarget{p: r.p, name: benchName, temporary: temporary, root: filepath.Join(temporary, "state"),
 		exited: make(chan struct{}), said: &tail{}}
-	if err := t.start(ctx, r.command); err != nil {
+	if err := t.start(ctx, r.load.Network, r.command); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
 	g, err := t.await(ctx)
@@ -94,7 +94,7 @@ func (r *benchRun) startTarget(ctx context.Context) (*benchTarget, error) {
 	return t, nil
 }
 
-func (t *benchTarget) start(ctx context.Context, command []string) error {
+func (t *benchTarget) start(ctx context.Context, network string, command []string) error {
 	self, err := ownCommand()
 	if err != nil {
 		return err
@@ -107,7 +107,7 @@ func (t *benchTarget) start(ctx context.Context, command []string) error {
 		if err := os.Mkdir(site, 0o755); err != nil {
 			return err
 		}
-		addr, err := freeAddress(ctx)
+		addr, err := freeAddress(ctx, network)
 		if err != nil {
 			return err
 		}
@@ -149,9 +149,19 @@ func ownCommand() (string, error) {
 	return self, nil
 }
 
-// freeAddress is an address that nobody listens on at the moment.
-func freeAddress(ctx context.Context) (string, error) {
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+// freeAddress is an address that nobody listens on at the moment, as serve takes it.
+func freeAddress(ctx context.Context, network string) (string, error) {
+	const anyPort = "127.0.0.1:0"
+	var lc net.ListenConfig
+	if network == "udp" {
+		pc, err := lc.ListenPacket(ctx, network, anyPort)
+		if err != nil {
+			return "", fmt.Errorf("find a free port: %w", err)
+		}
+		defer pc.Close()
+		return "udp:" + pc.LocalAddr().String(), nil
+	}
+	ln, err := lc.Listen(ctx, "tcp", anyPort)
 	if err != nil {
 		return "", fmt.Errorf("find a free port: %w", err)
 	}

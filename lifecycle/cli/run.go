@@ -100,7 +100,7 @@ func (p *program) readRun(c *urfave.Context) (*launcher.Options, error) {
 		}
 	}
 	for _, addr := range o.Listen {
-		if _, _, err := parseListen(strings.TrimPrefix(addr, "udp:")); err != nil || strings.HasPrefix(addr, "unix:") {
+		if network, _, err := parseListen(addr); err != nil || network == "unix" {
 			return nil, badValue(c, "listen", addr, "host:port or udp:host:port")
 		}
 	}
