@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"strings"
 	"syscall"
@@ -70,8 +69,7 @@ func CheckBytes(n int) func(*Answer) error {
 type httpClient struct {
 	*client
 	request []byte // head and body, written in one call
-	dialer  net.Dialer
-	target  string
+	dialer  *dialer
 	tls     *tls.Config
 
 	conn     net.Conn
@@ -87,9 +85,7 @@ type httpClient struct {
 }
 
 func newHTTPClient(c *client) *httpClient {
-	h := &httpClient{client: c, target: c.run.target.String(), buf: make([]byte, 4096)}
-	h.dialer.KeepAlive = -1
-	bindSource(&h.dialer, c.run.target, c.index)
+	h := &httpClient{client: c, dialer: newDialer(c.run.target, c.index), buf: make([]byte, 4096)}
 
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n", c.Method, c.Path, c.Host)
@@ -194,18 +190,17 @@ func (h *httpClient) setDeadline(t time.Time) {
 }
 
 func (h *httpClient) dial(now time.Time) error {
-	h.dialer.Deadline = now.Add(h.Timeout)
-	conn, err := h.dialer.Dial("tcp", h.target)
+	deadline := now.Add(h.Timeout)
+	conn, err := h.dialer.dial(deadline)
 	if err != nil {
 		return err
 	}
-	raw, err := conn.(*net.TCPConn).SyscallConn()
+	raw, err := conn.(syscall.Conn).SyscallConn()
 	if err != nil {
 		conn.Close()
 		return err
 	}
-	h.conn, h.tcp = conn, raw
-	h.setDeadline(h.dialer.Deadline)
+	h.conn, h.tcp, h.deadline = conn, raw, deadline
 	if h.tls == nil {
 		return nil
 	}
@@ -523,15 +518,4 @@ func (h *httpClient) readLine() ([]byte, error) {
 			return nil, err
 		}
 	}
-}
-
-// sourceFor spreads clients over the addresses of 127.0.0.0/24 where the target is
-// in 127.0.0.0/8: one source address has some 28,000 ports, and each stays taken for
-// 60 s after a close (TIME_WAIT), which a connection for each request uses up in
-// seconds.
-func sourceFor(target netip.AddrPort, index int) (netip.Addr, bool) {
-	if !target.Addr().Is4() || !target.Addr().IsLoopback() {
-		return netip.Addr{}, false
-	}
-	return netip.AddrFrom4([4]byte{127, 0, 0, byte(1 + index%250)}), true
 }

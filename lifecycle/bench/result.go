@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -274,6 +275,10 @@ func (r *Result) facts() [][3]string {
 	if r.Delayed == 0 {
 		facts[2][2] = ""
 	}
+	if len(r.Failures) > 0 {
+		first := r.Failures[0]
+		facts = slices.Insert(facts, 2, [3]string{"first failed", short(first.At.Sub(r.Started)), first.Error})
+	}
 	if r.Unsent > 0 {
 		facts = append(facts, [3]string{"not sent", count(r.Unsent), "no client was free at their time"})
 	}
@@ -286,9 +291,17 @@ func (r *Result) facts() [][3]string {
 	}
 	if r.Handovers > 0 {
 		facts = append(facts, [3]string{"handovers", count(int64(r.Handovers)),
-			strconv.FormatFloat(r.FailedPerHandover, 'g', 3, 64) + " failed a handover"})
+			perHandover(r.FailedPerHandover) + " failed a handover"})
 	}
 	return facts
+}
+
+// perHandover writes a mean with three digits, or more where it has more before the point.
+func perHandover(mean float64) string {
+	if mean >= 100 {
+		return count(int64(math.Round(mean)))
+	}
+	return strconv.FormatFloat(mean, 'g', 3, 64)
 }
 
 // latencyRow is a line of the table of latencies.

@@ -142,7 +142,10 @@ func TestRows(t *testing.T) {
 }
 
 func TestTable(t *testing.T) {
+	started := time.Now()
 	r := &Result{
+		Started:  started,
+		Failures: []Failure{{At: started.Add(1513 * time.Millisecond), Cause: Reset, Error: "read answer: connection reset by peer"}},
 		Requests: 1234567, PerSecond: 61728.4, Failed: 20, Delayed: 3, Handovers: 40, FailedPerHandover: 0.5, IdleClosed: 7,
 		ByCause:    map[Cause]int64{Reset: 15, EOF: 5},
 		Latency:    Quantiles{1234547, 812 * time.Microsecond, 1240 * time.Microsecond, 12345 * time.Microsecond, 1020 * time.Millisecond},
@@ -153,11 +156,12 @@ func TestTable(t *testing.T) {
 		r.ByGeneration = append(r.ByGeneration, GenerationResult{fmt.Sprint(i + 1), 1000})
 	}
 	const want = `
-requests     1,234,567  61,728 a second
-failed              20  15 reset, 5 eof
-delayed              3  took 900 ms or longer, as when a SYN is sent again
-idle closed          7  connections that the server closed unused: no failure
-handovers           40  0.5 failed a handover
+requests      1,234,567  61,728 a second
+failed               20  15 reset, 5 eof
+first failed     1.51 s  read answer: connection reset by peer
+delayed               3  took 900 ms or longer, as when a SYN is sent again
+idle closed           7  connections that the server closed unused: no failure
+handovers            40  0.5 failed a handover
 
 latency                  p50      p99    p99.9     max   answered
 whole run             812 µs  1.24 ms  12.3 ms  1.02 s  1,234,547
@@ -180,6 +184,14 @@ generation           answered
 `
 	if got := "\n" + r.Table(); got != want {
 		t.Errorf("got:%s\nwant:%s", got, want)
+	}
+}
+
+func TestPerHandover(t *testing.T) {
+	for mean, want := range map[float64]string{0: "0", 0.0125: "0.0125", 39.75: "39.8", 99.96: "100", 3399.5: "3,400"} {
+		if got := perHandover(mean); got != want {
+			t.Errorf("%v: %s, want %s", mean, got, want)
+		}
 	}
 }
 

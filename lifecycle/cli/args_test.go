@@ -99,6 +99,7 @@ func TestParseListen(t *testing.T) {
 		":8080":          {"tcp", ":8080"},
 		"tcp:[::1]:80":   {"tcp", "[::1]:80"},
 		"unix:/run/x":    {"unix", "/run/x"},
+		"udp:[::1]:53":   {"udp", "[::1]:53"},
 		"localhost:http": {"tcp", "localhost:http"},
 	} {
 		network, at, err := parseListen(in)
@@ -106,7 +107,7 @@ func TestParseListen(t *testing.T) {
 			t.Errorf("%s: %v, %v", in, got, err)
 		}
 	}
-	for _, in := range []string{"", "8080", "unix:", "host:", "::1"} {
+	for _, in := range []string{"", "8080", "unix:", "host:", "::1", "udp:", "udp:53", "tcp:udp:[::1]:53"} {
 		if _, _, err := parseListen(in); err == nil {
 			t.Errorf("%q: no error", in)
 		}

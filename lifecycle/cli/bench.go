@@ -42,7 +42,7 @@ func (p *program) benchCommand() *urfave.Command {
 			&urfave.DurationFlag{Name: "think", Usage: "pause of a client between requests"},
 			&urfave.DurationFlag{Name: "timeout", Value: bench.DefaultTimeout, Usage: "how long one request may take"},
 			&urfave.StringFlag{Name: "method", Usage: "the requests' `METHOD`", DefaultText: "GET, POST with a body"},
-			&urfave.StringFlag{Name: "path", Usage: "the requests' `PATH`", DefaultText: "/, /echo of the built-in server"},
+			&urfave.StringFlag{Name: "path", Usage: "the requests' `PATH`; of one that tells readiness (/healthz), the 503 of a draining generation is a failure", DefaultText: "/, /echo of the built-in server"},
 			&urfave.StringFlag{Name: "body", Usage: "the requests' `BODY`", DefaultText: "none, 64 bytes to the built-in server"},
 			&urfave.BoolFlag{Name: "tls", Usage: "speak HTTPS and accept any certificate"},
 			&urfave.BoolFlag{Name: "udp", Usage: "datagrams that the server echoes, instead of HTTP"},
@@ -93,8 +93,13 @@ func (p *program) readBench(c *urfave.Context) (*benchRun, error) {
 		return nil, usage("no command behind --")
 	case r.limit < 0 || r.limit > 0 && r.every <= 0:
 		return nil, usage("--reloads wants a number above 0, and --reload-every too")
-	case c.Bool("udp") && r.builtin():
-		return nil, usage("the built-in server speaks no UDP, give a command or --name")
+	}
+	if c.Bool("udp") {
+		for _, flag := range []string{"mode", "method", "path", "tls"} {
+			if c.IsSet(flag) {
+				return nil, usage("--udp and --" + flag + " exclude each other")
+			}
+		}
 	}
 	for _, flag := range []string{"duration", "reload-every", "think", "timeout"} {
 		if d := c.Duration(flag); d < 0 {
@@ -122,11 +127,13 @@ func (p *program) readBench(c *urfave.Context) (*benchRun, error) {
 		r.load.TLS = &tls.Config{InsecureSkipVerify: true}
 	}
 	if r.builtin() && r.load.Path == "" {
-		r.load.Path = "/echo"
 		if len(r.load.Body) == 0 {
 			r.load.Body = bytes.Repeat([]byte("x"), builtinBody)
 		}
-		r.load.Check = bench.CheckBytes(len(r.load.Body))
+		if r.load.Network != "udp" { // there every answer is an echo, and checked as one
+			r.load.Path = "/echo"
+			r.load.Check = bench.CheckBytes(len(r.load.Body))
+		}
 	}
 	return r, nil
 }
@@ -164,13 +171,25 @@ func (r *benchRun) do(ctx context.Context) (err error) {
 	case err != nil:
 		return err
 	case result.Failed > 0:
-		return fmt.Errorf("%w: %d of %d requests failed", errLoss, result.Failed, result.Requests)
+		return fmt.Errorf("%w: %d of %d requests failed", lossOf(result), result.Failed, result.Requests)
 	case reloads.failed > 0:
 		return fmt.Errorf("%d of %d reloads failed: %s", reloads.failed, reloads.begun, reloads.reason)
 	case result.Requests == 0:
 		return errors.New("no request was made")
 	}
 	return context.Cause(ctx)
+}
+
+// lossOf tells answers of a path that was told to say no from requests that were lost.
+func lossOf(r *bench.Result) error {
+	unavailable := r.Handovers > 0 && r.ByCause[bench.Status] == r.Failed
+	for _, f := range r.Failures {
+		unavailable = unavailable && f.Error == "status 503"
+	}
+	if unavailable {
+		return errReadiness
+	}
+	return errLoss
 }
 
 // measure makes the load and the reloads.

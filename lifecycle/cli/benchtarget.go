@@ -81,7 +81,7 @@ func (r *benchRun) startTarget(ctx context.Context) (*benchTarget, error) {
 	}
 	t := &benchTarget{p: r.p, name: benchName, temporary: temporary, root: filepath.Join(temporary, "state"),
 		exited: make(chan struct{}), said: &tail{}}
-	if err := t.start(ctx, r.command); err != nil {
+	if err := t.start(ctx, r); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
 	g, err := t.await(ctx)
@@ -94,24 +94,20 @@ func (r *benchRun) startTarget(ctx context.Context) (*benchTarget, error) {
 	return t, nil
 }
 
-func (t *benchTarget) start(ctx context.Context, command []string) error {
+func (t *benchTarget) start(ctx context.Context, r *benchRun) error {
 	self, err := ownCommand()
 	if err != nil {
 		return err
 	}
 	args := []string{self, "--state-dir", t.root, "--log-level", "warn"}
-	if len(command) > 0 {
-		args = append(append(args, "run", "--name", t.name, "--"), command...)
-	} else {
-		site := filepath.Join(t.temporary, "site")
-		if err := os.Mkdir(site, 0o755); err != nil {
-			return err
-		}
-		addr, err := freeAddress(ctx)
+	if r.builtin() {
+		serve, err := t.builtin(ctx, r)
 		if err != nil {
 			return err
 		}
-		args = append(args, "serve", "--name", t.name, "--listen", addr, "--dir", site)
+		args = append(args, serve...)
+	} else {
+		args = append(append(args, "run", "--name", t.name, "--"), r.command...)
 	}
 	t.process = exec.Command(args[0], args[1:]...)
 	t.process.Env = environ()
@@ -126,6 +122,27 @@ func (t *benchTarget) start(ctx context.Context, command []string) error {
 	}
 	go func() { t.process.Wait(); close(t.exited) }()
 	return nil
+}
+
+// builtin is the command line of the built-in server, behind that of overlap.
+func (t *benchTarget) builtin(ctx context.Context, r *benchRun) ([]string, error) {
+	site := filepath.Join(t.temporary, "site")
+	if err := os.Mkdir(site, 0o755); err != nil {
+		return nil, err
+	}
+	addr, err := freeAddress(ctx, r.load.Network)
+	if err != nil {
+		return nil, err
+	}
+	args := []string{"serve", "--name", t.name, "--listen", addr, "--dir", site}
+	if r.load.TLS != nil {
+		cert, key, err := writeCertificate(t.temporary)
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, "--tls-cert", cert, "--tls-key", key)
+	}
+	return args, nil
 }
 
 // ownCommand is how this program can be started again, also by a generation that replaces
@@ -149,9 +166,19 @@ func ownCommand() (string, error) {
 	return self, nil
 }
 
-// freeAddress is an address that nobody listens on at the moment.
-func freeAddress(ctx context.Context) (string, error) {
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+// freeAddress is an address that nobody listens on at the moment, as serve takes it.
+func freeAddress(ctx context.Context, network string) (string, error) {
+	const anyPort = "127.0.0.1:0"
+	var lc net.ListenConfig
+	if network == "udp" {
+		pc, err := lc.ListenPacket(ctx, network, anyPort)
+		if err != nil {
+			return "", fmt.Errorf("find a free port: %w", err)
+		}
+		defer pc.Close()
+		return "udp:" + pc.LocalAddr().String(), nil
+	}
+	ln, err := lc.Listen(ctx, "tcp", anyPort)
 	if err != nil {
 		return "", fmt.Errorf("find a free port: %w", err)
 	}

@@ -114,7 +114,7 @@ func readSettings(c *urfave.Context) (launcher.Settings, error) {
 		}
 	}
 	for _, addr := range s.Listen {
-		if _, _, err := parseListen(strings.TrimPrefix(addr, "udp:")); err != nil || strings.HasPrefix(addr, "unix:") {
+		if network, _, err := parseListen(addr); err != nil || network == "unix" {
 			return s, badValue(c, "listen", addr, "host:port or udp:host:port")
 		}
 	}

@@ -30,11 +30,12 @@ func (p *program) serveCommand() *urfave.Command {
 	return &urfave.Command{
 		Name:  "serve",
 		Usage: "serve a directory; takes over from the generation that serves it",
-		Description: "Serves the files of a directory, /healthz and /echo. Started while a service of this name\n" +
-			"runs, it takes over from it without losing a request. SIGHUP starts the next generation,\n" +
-			"SIGTERM and SIGINT drain and end. A time of 0 is none: no limit, no grace, no delay.",
+		Description: "Serves the files of a directory, /healthz and /echo; at a udp: address it sends each datagram\n" +
+			"back. Started while a service of this name runs, it takes over from it without losing a\n" +
+			"request. SIGHUP starts the next generation, SIGTERM and SIGINT drain and end. A time of 0 is\n" +
+			"none: no limit, no grace, no delay.",
 		Flags: withEnvironment([]urfave.Flag{
-			&urfave.StringSliceFlag{Name: "listen", Value: urfave.NewStringSlice(DefaultListen), Usage: "`ADDRESS` to listen on, host:port or unix:/path; may be repeated"},
+			&urfave.StringSliceFlag{Name: "listen", Value: urfave.NewStringSlice(DefaultListen), Usage: "`ADDRESS` to listen on, host:port, unix:/path or udp:host:port; may be repeated"},
 			&urfave.StringFlag{Name: "dir", Value: ".", Usage: "`DIR` to serve"},
 			&urfave.StringFlag{Name: "name", Value: "serve", Usage: "the service's `NAME`"},
 			&urfave.DurationFlag{Name: "delay", Usage: "how long /echo waits before it answers"},
@@ -118,11 +119,14 @@ func parseListen(addr string) (network, at string, err error) {
 		abs, err := filepath.Abs(path)
 		return "unix", abs, err
 	}
-	addr = strings.TrimPrefix(addr, "tcp:")
-	if _, port, err := net.SplitHostPort(addr); err != nil || port == "" {
-		return "", "", fmt.Errorf("host:port or unix:/path")
+	network, at, ok := strings.Cut(addr, ":")
+	if !ok || network != "tcp" && network != "udp" {
+		network, at = "tcp", addr
 	}
-	return "tcp", addr, nil
+	if _, port, err := net.SplitHostPort(at); err != nil || port == "" {
+		return "", "", fmt.Errorf("host:port, unix:/path or udp:host:port")
+	}
+	return network, at, nil
 }
 
 // run serves until the generation ends.
@@ -144,11 +148,20 @@ func (s *server) run(ctx context.Context) error {
 	}
 	var listeners []net.Listener
 	for _, at := range s.listen {
+		if at[0] == "udp" {
+			pc, err := g.ListenPacket(ctx, at[0], at[1])
+			if err != nil {
+				return err
+			}
+			s.listening(g, pc.LocalAddr())
+			g.ServePacket(pc, webroot.EchoDatagrams, nil)
+			continue
+		}
 		ln, err := g.Listen(ctx, at[0], at[1])
 		if err != nil {
 			return err
 		}
-		s.options.Logger.Info("listening", "generation", g.Number(), "service", s.options.Name, "address", shownAddress(ln.Addr()))
+		s.listening(g, ln.Addr())
 		listeners = append(listeners, ln)
 	}
 	srv := &http.Server{Handler: handler, ReadHeaderTimeout: headerTimeout,
@@ -161,9 +174,13 @@ func (s *server) run(ctx context.Context) error {
 	return g.Run(ctx)
 }
 
+func (s *server) listening(g *lifecycle.Generation, at net.Addr) {
+	s.options.Logger.Info("listening", "generation", g.Number(), "service", s.options.Name, "address", shownAddress(at))
+}
+
 func shownAddress(a net.Addr) string {
-	if a.Network() == "unix" {
-		return "unix:" + a.String()
+	if a.Network() != "tcp" {
+		return a.Network() + ":" + a.String()
 	}
 	return a.String()
 }

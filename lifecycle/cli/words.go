@@ -64,6 +64,8 @@ var (
 	errStillThere = errors.New("still there")
 	errUnwatched  = errors.New("no longer watched, the handover goes on")
 	errLoss       = errors.New("clients noticed")
+	// errReadiness is a loss that may well be meant.
+	errReadiness = fmt.Errorf("%w status 503 and nothing else", errLoss)
 )
 
 // reloadError is a handover that failed: its reason in the words of who made it.
@@ -146,6 +148,8 @@ func explain(err error) (text, hint string, code int) {
 		hint = fmt.Sprintf("take over from its program: overlap run --name %s -- COMMAND", name)
 	case errors.Is(err, errStillThere):
 		hint = "see what is left: overlap status " + name
+	case errors.Is(err, errReadiness):
+		hint = "a path that tells readiness says 503 while a generation drains, ask for another: overlap bench --path /"
 	case errors.Is(err, errLoss):
 		// The table says it.
 	case errors.Is(err, lifecycle.ErrStranger):

@@ -116,6 +116,9 @@ func TestExplain(t *testing.T) {
 			"overlap: error: stop web: generation 1 (pid 7): still there\noverlap: hint: see what is left: overlap status web\n"},
 		{&failure{"bench", "", fmt.Errorf("%w: 3 of 9 requests failed", errLoss)}, ExitFailed,
 			"overlap: error: bench: clients noticed: 3 of 9 requests failed\n"},
+		{&failure{"bench", "", fmt.Errorf("%w: 3 of 9 requests failed", errReadiness)}, ExitFailed,
+			"overlap: error: bench: clients noticed status 503 and nothing else: 3 of 9 requests failed\n" +
+				"overlap: hint: a path that tells readiness says 503 while a generation drains, ask for another: overlap bench --path /\n"},
 		{&usageError{"unknown flag --x", "see the flags: overlap help serve"}, ExitUsage,
 			"overlap: error: unknown flag --x\noverlap: hint: see the flags: overlap help serve\n"},
 	} {
@@ -139,6 +142,7 @@ func TestUsageWords(t *testing.T) {
 		{"serve x", "overlap: error: serve: unexpected argument \"x\"\noverlap: hint: see its usage: overlap help serve\n"},
 		{"serve --idle-grace -1s", "overlap: error: invalid value \"-1s\" for flag --idle-grace (or $OVERLAP_IDLE_GRACE): want 0 or more\noverlap: hint: see the flags: overlap help serve\n"},
 		{"bench --mode x", "overlap: error: invalid value \"x\" for flag --mode (or $OVERLAP_BENCH_MODE): want close, keepalive or both\noverlap: hint: see the flags: overlap help bench\n"},
+		{"bench --udp --path /x", "overlap: error: bench: --udp and --path exclude each other\noverlap: hint: see its usage: overlap help bench\n"},
 		{"bench --name a -- b", "overlap: error: bench: --name and a command exclude each other\noverlap: hint: see its usage: overlap help bench\n"},
 	} {
 		t.Run(test.args, func(t *testing.T) {

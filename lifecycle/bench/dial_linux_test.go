@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,7 +22,8 @@ func init() { children["ports"] = fewPorts }
 
 // TestSourcePorts runs in a network namespace of its own that has eight ports to
 // connect from: clients spread over 127.0.0.0/24 have enough, those of ::1 run out of
-// them, and that is said and not booked as the server's failure.
+// them, and that is said and not booked as the server's failure. A port that nobody
+// listens on refuses, also where TCP would connect a client to itself.
 func TestSourcePorts(t *testing.T) {
 	t.Parallel()
 	exe, err := os.Executable()
@@ -44,6 +48,68 @@ func TestSourcePorts(t *testing.T) {
 	}
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// A connection that does not stand at once is waited for, until the deadline.
+func TestConnectTakesTime(t *testing.T) {
+	t.Parallel()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(sa.(*unix.SockaddrInet4).Port))
+	d := newDialer(target, 0)
+
+	// The queue holds one connection: SYNs of others are dropped, and sent again after 1 s.
+	first, err := d.dial(time.Now().Add(10 * time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	if _, err := d.dial(time.Now().Add(100 * time.Millisecond)); causeOf(err) != Timeout {
+		t.Fatalf("connect to a full queue: %v, want a time-out", err)
+	}
+	began := time.Now()
+	late := make(chan error, 1)
+	go func() {
+		conn, err := d.dial(began.Add(20 * time.Second))
+		if err == nil {
+			conn.Close()
+		}
+		late <- err
+	}()
+	// The second SYN is on its way, or will find room: either is fine.
+	time.Sleep(100 * time.Millisecond)
+	accepted, _, err := unix.Accept(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(accepted)
+	if err := <-late; err != nil {
+		t.Errorf("connect to a queue that was full for a while: %v", err)
+	}
+}
+
+func TestLinkLocalTarget(t *testing.T) {
+	t.Parallel()
+	lo, err := net.InterfaceByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, zone := range []string{"lo", strconv.Itoa(lo.Index)} {
+		target := netip.MustParseAddrPort("[fe80::1%" + zone + "]:80")
+		if sa := newDialer(target, 0).target.(*unix.SockaddrInet6); sa.ZoneId != uint32(lo.Index) || sa.Port != 80 {
+			t.Errorf("%s: %+v, want zone %d", target, sa, lo.Index)
+		}
 	}
 }
 
@@ -78,6 +144,15 @@ func fewPorts() int {
 			return 1
 		}
 		if err != nil && !strings.Contains(err.Error(), "no source port left") {
+			return 1
+		}
+	}
+	for _, host := range []string{"127.0.0.1", "[::1]"} {
+		// Nobody listens on one of the eight ports, so sooner or later a connection has
+		// it at both ends. Linux tries ports as even as the range's first before others.
+		r, err := Load{Address: host + ":60004", Clients: 1, Requests: 400}.Run(context.Background(), nil)
+		if err != nil || r.ByCause[Refused] != 400 {
+			fmt.Printf("%s: %v, want all refused: %+v\n", host, err, r)
 			return 1
 		}
 	}
