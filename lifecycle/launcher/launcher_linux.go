@@ -172,6 +172,8 @@ var errUnwatched = errors.New("no longer watched, the handover goes on")
 func (l *launcher) serve(ctx context.Context, sig *signals) error {
 	r := newRestarts(l)
 	defer r.stop()
+	rest := time.NewTimer(untilRest)
+	defer rest.Stop()
 	done := ctx.Done()
 	var result error
 	for {
@@ -190,8 +192,10 @@ func (l *launcher) serve(ctx context.Context, sig *signals) error {
 				if last, err := l.ended(h); last {
 					return errors.Join(result, err)
 				}
-				debug.FreeOSMemory() // a handover's garbage; the next one may be days away
+				rest.Reset(untilRest)
 			}
+		case <-rest.C:
+			debug.FreeOSMemory() // the handovers' garbage; the next one may be days away
 		case <-r.due:
 			r.again(ctx)
 		case <-r.held:
@@ -213,6 +217,10 @@ func (l *launcher) serve(ctx context.Context, sig *signals) error {
 		}
 	}
 }
+
+// untilRest is how long after a handover the launcher waits before it makes itself small, so that
+// reloads one after the other pay for it once.
+const untilRest = 2 * time.Second
 
 func (l *launcher) serving() *generation {
 	l.mu.Lock()
