@@ -145,14 +145,31 @@ func noProof(err error) error {
 // and says what was left.
 func AwaitBacklog(ctx context.Context, port uint16, queues ...Queue) error {
 	a := backlogWait{ctx: ctx, open: openHalfOpen, sleep: backlogSleep}
-	return a.wait(port, queues)
+	if port == 0 {
+		return a.wait(nil, queues)
+	}
+	return a.wait([]uint16{port}, queues)
 }
 
-// awaitBacklogOf is AwaitBacklog for the listeners of one address: connections of the other
-// family are not asked for.
-func awaitBacklogOf(ctx context.Context, addr Address, queues ...Queue) error {
-	a := backlogWait{ctx: ctx, open: openHalfOpen, sleep: backlogSleep, families: []uint8{family(addr)}}
-	return a.wait(addr.AddrPort.Port(), queues)
+// AwaitBacklogOf is AwaitBacklog for the sockets of several members at once. The kernel is asked
+// once for all of them, and not for connections of a family that none is of.
+func AwaitBacklogOf(ctx context.Context, members ...*Member) error {
+	a := backlogWait{ctx: ctx, open: openHalfOpen, sleep: backlogSleep}
+	var ports []uint16
+	var queues []Queue
+	for _, m := range members {
+		addr := m.Address()
+		if addr.Network == "tcp" {
+			ports = append(ports, addr.AddrPort.Port())
+			a.families = append(a.families, family(addr))
+		}
+		for _, ino := range m.Inodes() {
+			queues = append(queues, InodeQueue(addr.socketNetwork(), addr.AddrPort.Port(), ino))
+		}
+	}
+	slices.Sort(a.families)
+	a.families = slices.Compact(a.families)
+	return a.wait(ports, queues)
 }
 
 // halfOpener is what AwaitBacklog needs of sock_diag.
@@ -179,7 +196,7 @@ type handshake struct {
 	cookie        uint64
 }
 
-func (a *backlogWait) wait(port uint16, queues []Queue) error {
+func (a *backlogWait) wait(ports []uint16, queues []Queue) error {
 	settle := backlogSettle
 	if slices.ContainsFunc(queues, func(q Queue) bool { return !hasHandshakes(q) }) {
 		settle = backlogSettleLocal
@@ -187,9 +204,9 @@ func (a *backlogWait) wait(port uint16, queues []Queue) error {
 	if err := a.sleep(a.ctx, settle); err != nil {
 		return fmt.Errorf("wait for what listeners hold: %w", err)
 	}
-	if port != 0 && (len(queues) == 0 || slices.ContainsFunc(queues, hasHandshakes)) {
-		if err := a.halfOpen(port); err != nil {
-			return fmt.Errorf("wait for half-open connections of port %d: %w", port, err)
+	if len(ports) > 0 && (len(queues) == 0 || slices.ContainsFunc(queues, hasHandshakes)) {
+		if err := a.halfOpen(ports); err != nil {
+			return fmt.Errorf("wait for half-open connections of port %v: %w", ports, err)
 		}
 	}
 	if err := a.empty(queues); err != nil {
@@ -206,7 +223,7 @@ func hasHandshakes(q Queue) bool {
 }
 
 // halfOpen takes the set of half-open connections and waits until each is gone.
-func (a *backlogWait) halfOpen(port uint16) error {
+func (a *backlogWait) halfOpen(ports []uint16) error {
 	diag, err := a.open()
 	if err != nil {
 		return noProof(err)
@@ -217,11 +234,11 @@ func (a *backlogWait) halfOpen(port uint16) error {
 	absences := map[handshake]int{}
 	sure := 1
 	for i := 0; i < sure; i++ {
-		found, err := a.handshakes(diag, port)
+		found, shown, err := a.handshakes(diag, ports)
 		if err != nil {
 			return err
 		}
-		sure = max(sure, confirmations(len(found)))
+		sure = max(sure, confirmations(shown))
 		for h := range found {
 			absences[h] = 0
 		}
@@ -233,12 +250,12 @@ func (a *backlogWait) halfOpen(port uint16) error {
 		}
 	}
 	for pause := backlogPollMin; len(absences) > 0; {
-		found, err := a.handshakes(diag, port)
+		found, shown, err := a.handshakes(diag, ports)
 		if err != nil {
 			return err
 		}
 		wait := pause
-		sure = max(sure, confirmations(len(found)))
+		sure = max(sure, confirmations(shown))
 		if countAbsences(absences, found, sure) {
 			wait = backlogConfirmEvery
 		}
@@ -253,16 +270,24 @@ func (a *backlogWait) halfOpen(port uint16) error {
 	return nil
 }
 
-func (a *backlogWait) handshakes(diag halfOpener, port uint16) (map[handshake]bool, error) {
+// handshakes are the half-open connections of the ports, and how many connections the kernel's
+// answer showed.
+func (a *backlogWait) handshakes(diag halfOpener, ports []uint16) (found map[handshake]bool, shown int, err error) {
+	var port uint16 // all
+	if len(ports) == 1 {
+		port = ports[0]
+	}
 	sockets, err := diag.HalfOpen(port, a.families...)
 	if err != nil {
-		return nil, noProof(err)
+		return nil, 0, noProof(err)
 	}
-	found := make(map[handshake]bool, len(sockets))
+	found = make(map[handshake]bool, len(sockets))
 	for _, s := range sockets {
-		found[handshake{local: s.Local, remote: s.Remote, cookie: s.Cookie}] = true
+		if slices.Contains(ports, s.Local.Port()) {
+			found[handshake{local: s.Local, remote: s.Remote, cookie: s.Cookie}] = true
+		}
 	}
-	return found, nil
+	return found, len(sockets), nil
 }
 
 // confirmations is how many dumps in a row must agree when they show so many connections. The

@@ -263,7 +263,7 @@ func backlogHeld(t *testing.T, network, address string, hold backlogHold) {
 		return spy, err
 	}}
 	proven := make(chan error, 1)
-	go func() { proven <- wait.wait(port, []Queue{queue}) }()
+	go func() { proven <- wait.wait([]uint16{port}, []Queue{queue}) }()
 	select {
 	case <-spy.waiting: // it holds on to the half-open one
 	case err := <-proven:

@@ -57,7 +57,7 @@ func (f *backlogFake) wait(ctx context.Context, limit int) error {
 			return ctx.Err()
 		},
 	}
-	return w.wait(80, []Queue{f})
+	return w.wait([]uint16{80}, []Queue{f})
 }
 
 // crowd is a dump so long that it may miss some.

@@ -614,17 +614,5 @@ func (m *Member) Sockets() []uint64 {
 	return all
 }
 
-// Backlog waits until nothing is left at the member's sockets: see [AwaitBacklog].
-func (m *Member) Backlog(ctx context.Context) error {
-	m.mu.Lock()
-	var queues []Queue
-	for _, s := range m.sockets {
-		if s.gone {
-			continue
-		}
-		queues = append(queues, InodeQueue(m.addr.socketNetwork(), m.addr.AddrPort.Port(), s.inode))
-	}
-	addr := m.addr
-	m.mu.Unlock()
-	return awaitBacklogOf(ctx, addr, queues...)
-}
+// Backlog waits until nothing is left at the member's sockets: see [AwaitBacklogOf].
+func (m *Member) Backlog(ctx context.Context) error { return AwaitBacklogOf(ctx, m) }

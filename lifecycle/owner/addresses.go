@@ -26,14 +26,15 @@ func (o *Owner) MemberOf(ctx context.Context, a reuse.Address, uid int) (*reuse.
 		if err != nil {
 			return nil, err
 		}
-		if err := o.refuseStrangers(ctx, a); err != nil {
-			return nil, err
-		}
+		var theirs []uint64
 		if shared != nil {
 			joined.serves, joined.joined = shared.Inodes, true
-			if err := o.before().reserve(ctx, a); err != nil {
+			if theirs, err = o.before().reserve(ctx, a); err != nil {
 				return nil, err
 			}
+		}
+		if err := o.refuseStrangers(ctx, a, theirs); err != nil {
+			return nil, err
 		}
 	}
 	o.mu.Lock()
@@ -104,8 +105,8 @@ func (o *Owner) compare(a reuse.Address) (*listener, error) {
 const strangerTries = 5
 
 // refuseStrangers returns an error for a listener that clients of the address might reach and
-// that is no generation's of this service.
-func (o *Owner) refuseStrangers(ctx context.Context, a reuse.Address) error {
+// that is no generation's of this service. theirs are sockets that the predecessor has there.
+func (o *Owner) refuseStrangers(ctx context.Context, a reuse.Address, theirs []uint64) error {
 	var suspect *reuse.Stranger
 	for try := range strangerTries {
 		if try > 0 {
@@ -118,7 +119,7 @@ func (o *Owner) refuseStrangers(ctx context.Context, a reuse.Address) error {
 			o.log.Debug("listeners can't be listed", "error", err)
 			return nil
 		}
-		if suspect = o.suspect(ctx, a, there); suspect == nil {
+		if suspect = o.suspect(ctx, a, there, theirs); suspect == nil {
 			return nil
 		}
 	}
@@ -140,11 +141,11 @@ func identified(s reuse.Stranger) reuse.Stranger {
 }
 
 // suspect is a listener on the address that no generation knows.
-func (o *Owner) suspect(ctx context.Context, a reuse.Address, there []reuse.Stranger) *reuse.Stranger {
+func (o *Owner) suspect(ctx context.Context, a reuse.Address, there []reuse.Stranger, theirs []uint64) *reuse.Stranger {
 	var known []uint64
 	for _, s := range there {
 		_, overlap := reuse.Overlaps(a.AddrPort, s.Address, a.V6Only, s.V6Only)
-		if !overlap || o.mine(s) || o.greeted(s) {
+		if !overlap || o.mine(s) || slices.Contains(theirs, s.Inode) || o.greeted(s) {
 			continue
 		}
 		if known == nil {

@@ -121,15 +121,18 @@ func (o *Owner) refuse() {
 
 // prove waits until nothing is left at any of the sockets.
 func (o *Owner) prove(ctx context.Context) {
-	var all sync.WaitGroup
+	waits := []func() error{func() error { return reuse.AwaitBacklogOf(ctx, o.Members()...) }}
 	for _, a := range o.list() {
+		if a.unix != nil {
+			waits = append(waits, func() error {
+				return reuse.AwaitBacklog(ctx, 0, reuse.InodeQueue("unix", 0, a.unix.Inode()))
+			})
+		}
+	}
+	var all sync.WaitGroup
+	for _, wait := range waits {
 		all.Go(func() {
-			var err error
-			if a.member != nil {
-				err = a.member.Backlog(ctx)
-			} else {
-				err = reuse.AwaitBacklog(ctx, 0, reuse.InodeQueue("unix", 0, a.unix.Inode()))
-			}
+			err := wait()
 			if errors.Is(err, reuse.ErrNoProof) {
 				o.log.Debug("the kernel can't tell what is left at a socket, a fixed time is waited", "error", err)
 				select {

@@ -55,6 +55,11 @@ type place struct {
 	Address string `json:"address"`
 }
 
+// reserved is the answer to one: the sockets that are there now, placeholders too.
+type reserved struct {
+	Sockets []uint64 `json:"sockets,omitempty"`
+}
+
 // event is how far the new generation got.
 type event struct {
 	Kind string `json:"kind"`

@@ -280,13 +280,20 @@ func (p *predecessor) gone() bool {
 	}
 }
 
-// reserve has the predecessor ready its group of an address for a newcomer.
-func (p *predecessor) reserve(ctx context.Context, a reuse.Address) error {
-	err := p.call(ctx, opReserve, place{a.Network, a.String()})
-	if err != nil && !p.gone() {
-		return fmt.Errorf("generation %d can't make room on %s: %w", p.number, a, err)
+// reserve has the predecessor ready its group of an address for a newcomer, and returns the sockets
+// that it has there.
+func (p *predecessor) reserve(ctx context.Context, a reuse.Address) ([]uint64, error) {
+	if p.session == nil {
+		return nil, nil
 	}
-	return nil
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	var r reserved
+	err := p.session.Call(ctx, opReserve, place{a.Network, a.String()}, &r)
+	if err != nil && !p.gone() {
+		return nil, fmt.Errorf("generation %d can't make room on %s: %w", p.number, a, err)
+	}
+	return r.Sockets, nil
 }
 
 // terminate sends SIGTERM to a predecessor that can't be told otherwise.

@@ -57,7 +57,10 @@ func (o *Owner) answerLocked(s *control.Session, op string, body json.RawMessage
 			return nil, fmt.Errorf("not listening on %s", p.Address)
 		}
 		o.reserved = true
-		return nil, m.Reserve()
+		if err := m.Reserve(); err != nil {
+			return nil, err
+		}
+		return reserved{m.Sockets()}, nil
 	case opYield:
 		o.reserved = true
 		for _, m := range o.Members() {
