@@ -43,6 +43,9 @@ func (b *body) Finish(ctx context.Context) owner.Report {
 
 func (b *body) Connections() int { return b.servers.connections() }
 
+// Look has nothing to find: the generation's own sockets say when they close.
+func (b *body) Look() {}
+
 func (b *body) Spawn(req control.ReloadRequest, token string) (owner.Spawned, error) {
 	return spawn((*Generation)(b), req, token)
 }

@@ -60,6 +60,13 @@ func (b *body) Connections() int {
 	return b.sockets.connections().count()
 }
 
+// Look drops the sockets that the program has closed.
+func (b *body) Look() {
+	if (*generation)(b).running() != nil {
+		b.sockets.review()
+	}
+}
+
 // Spawn starts the next generation in this launcher.
 func (b *body) Spawn(req control.ReloadRequest, token string) (owner.Spawned, error) {
 	l := (*generation)(b).l

@@ -1,10 +1,14 @@
 package launcher_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,6 +16,7 @@ import (
 
 	"overlap/lifecycle/control"
 	"overlap/lifecycle/launcher"
+	"overlap/reuse"
 )
 
 // polite starts a service of a Go program with a graceful shutdown and returns its address.
@@ -328,6 +333,156 @@ func TestBindLate(t *testing.T) {
 		t.Errorf("the first launcher ended with %d", code)
 	}
 	s.mustAsk(later, 2)
+}
+
+// TestCloseOne: clients of a port that the program closes while it serves on others are refused,
+// as they would be without overlap, and the port is free for others.
+func TestCloseOne(t *testing.T) {
+	for _, how := range []string{"signal", "status", "bind", "reload"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			dropped, later := free(t, "tcp", "127.0.0.1"), free(t, "tcp", "127.0.0.1")
+			s, addr, c := polite(t, func(s *service, c *programConfig) {
+				c.Listen = append(c.Listen, dropped)
+				c.Drop, c.Later = dropped, later
+			})
+			eventually(t, func() error { _, err := ask(dropped); return err })
+			if how == "signal" { // passed on
+				s.runs[0].cmd.Process.Signal(syscall.SIGUSR1)
+			} else {
+				syscall.Kill(s.serving(0).Program.PID, syscall.SIGUSR1)
+				listens(t, dropped, 1) // the placeholder alone
+			}
+			switch how {
+			case "status":
+				if _, err := control.Dial(s.socket(1)).Status(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			case "bind":
+				if _, _, err := get(addr, "/later"); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, func() error { _, err := ask(later); return err })
+			case "reload":
+				c.Listen = c.Listen[:1]
+				s.next(c)
+				s.reload()
+			}
+			eventually(t, func() error {
+				conn, err := net.DialTimeout("tcp", dropped, time.Second)
+				if err == nil {
+					conn.Close()
+				}
+				if !errors.Is(err, syscall.ECONNREFUSED) {
+					return fmt.Errorf("connect: %v", err)
+				}
+				return nil
+			})
+			listens(t, dropped, 0)
+			ln, err := net.Listen("tcp", dropped)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ln.Close()
+			s.mustAsk(addr, s.alone().Generation)
+			if how != "bind" { // the next one must listen on the other port too
+				s.reload()
+			}
+		})
+	}
+}
+
+// TestWorkers: a program whose processes have a socket each for one port loses a worker, and starts
+// another one: those that are left get all, and the next generation takes over without loss.
+func TestWorkers(t *testing.T) {
+	t.Parallel()
+	s, addr, _ := polite(t, func(s *service, c *programConfig) { c.Workers = 3 })
+	eventually(t, func() error {
+		if r := s.serving(0); len(r.Listeners) != 1 || len(r.Listeners[0].Inodes) != 3 {
+			return fmt.Errorf("listeners %+v", r.Listeners)
+		}
+		return nil
+	})
+	workers := func() map[string]bool {
+		pids := map[string]bool{}
+		for range 60 {
+			if _, body, err := get(addr, "/"); err == nil {
+				pids[strings.TrimSpace(strings.TrimPrefix(body, "pid "))] = true
+			}
+		}
+		return pids
+	}
+	all := workers()
+	if len(all) != 3 {
+		t.Fatalf("workers %v answer, want 3", all)
+	}
+	before := s.serving(0).Listeners[0].Inodes
+	for pid := range all {
+		n, err := strconv.Atoi(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		syscall.Kill(n, syscall.SIGKILL)
+		delete(all, pid)
+		break
+	}
+	eventually(t, func() error {
+		if r := s.serving(0); len(r.Listeners[0].Inodes) != 3 || slices.Equal(r.Listeners[0].Inodes, before) {
+			return fmt.Errorf("listeners %+v, before %v", r.Listeners, before)
+		}
+		return nil
+	})
+	noLoss(t, s.under(addr, func() {
+		eventually(t, func() error {
+			now := workers()
+			for pid := range all {
+				if !now[pid] {
+					return fmt.Errorf("worker %s of %v gets nothing: %v", pid, all, now)
+				}
+			}
+			if len(now) != 3 {
+				return fmt.Errorf("workers %v answer, want 3", now)
+			}
+			return nil
+		})
+		s.reload()
+		s.alone()
+	}).close)
+	if now := workers(); len(now) != 3 {
+		t.Errorf("workers %v of the next generation answer, want 3", now)
+	}
+}
+
+// TestReopen: a program opens its listener anew while it serves, and closes the one before.
+func TestReopen(t *testing.T) {
+	t.Parallel()
+	s, addr, _ := polite(t, func(s *service, c *programConfig) { c.Reopen = true })
+	before := s.serving(0).Listeners[0].Inodes
+	noLoss(t, s.under(addr, func() {
+		s.runs[0].cmd.Process.Signal(syscall.SIGUSR2)
+		eventually(t, func() error {
+			r := s.serving(0)
+			if now := r.Listeners[0].Inodes; len(now) != 1 || now[0] == before[0] {
+				return fmt.Errorf("listeners %+v, before %v", r.Listeners, before)
+			}
+			return nil
+		})
+		s.reload()
+		s.alone()
+	}).close)
+}
+
+// listens waits until so many sockets listen on an address.
+func listens(t testing.TB, addr string, want int) {
+	t.Helper()
+	port := netip.MustParseAddrPort(addr).Port()
+	eventually(t, func() error {
+		there, err := reuse.Sockets("tcp", port)
+		if err == nil && len(there) != want {
+			err = fmt.Errorf("%d sockets listen on %s", len(there), addr)
+		}
+		return err
+	})
 }
 
 // TestByHand: a second launcher takes over from the first, with another command.

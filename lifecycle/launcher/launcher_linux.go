@@ -213,6 +213,7 @@ func (l *launcher) serve(ctx context.Context, sig *signals) error {
 		case s := <-sig.pass:
 			if g := l.serving(); g != nil {
 				g.signal(s)
+				g.sockets.expect()
 			}
 		}
 	}

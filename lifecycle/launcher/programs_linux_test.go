@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,6 +23,9 @@ type programConfig struct {
 	Kind     string   // "plain", "polite", "guest", "udp"
 	Listen   []string // "127.0.0.1:80"
 	Later    string   // an address that it listens on when asked for /later
+	Drop     string   // an address that it listens on no longer after SIGUSR1
+	Workers  int      // processes, each with a socket of its own; one that ends is started again
+	Reopen   bool     // at SIGUSR2 it listens anew, and closes the old listener when that is empty
 	Fail     string   // "unhealthy", "crash early", "crash in check", "hang", "never"
 	Stubborn bool     // it ignores SIGTERM
 	Daemon   bool     // it goes into the background
@@ -94,6 +98,9 @@ func (c programConfig) serve() error {
 	if c.Kind == "udp" {
 		return echoDatagrams(c.Listen[0])
 	}
+	if c.Workers > 0 {
+		return c.work()
+	}
 	if c.Kind == "guest" {
 		return lifecycle.ListenAndServe(&http.Server{Addr: c.Listen[0], Handler: c.handler()})
 	}
@@ -104,8 +111,15 @@ func (c programConfig) serve() error {
 		if err != nil {
 			return err
 		}
+		switch {
+		case addr == c.Drop:
+			go c.dropAtSignal(ln)
+			continue
+		case c.Reopen:
+			go c.reopenAtSignal(srv, ln)
+		}
 		go func() {
-			if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) && !c.Reopen {
 				failed <- err
 			}
 		}()
@@ -124,6 +138,58 @@ func (c programConfig) serve() error {
 	case <-ctx.Done():
 		return srv.Shutdown(context.Background())
 	}
+}
+
+// dropAtSignal serves until SIGUSR1, and listens no longer from then on.
+func (c programConfig) dropAtSignal(ln net.Listener) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1)
+	go http.Serve(ln, c.handler())
+	<-signals
+	ln.Close()
+}
+
+// reopenAtSignal listens anew at SIGUSR2. What is queued at the old listener then is answered.
+func (c programConfig) reopenAtSignal(srv *http.Server, ln net.Listener) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR2)
+	<-signals
+	again, err := net.Listen("tcp", ln.Addr().String())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "program: reopen:", err)
+		os.Exit(20)
+	}
+	go srv.Serve(again)
+	time.Sleep(500 * time.Millisecond) // overlap has it by then, and the old one's queue is empty
+	ln.Close()
+}
+
+// work is a master's: it starts workers until it is told to stop.
+func (c programConfig) work() error {
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer cancel()
+	if os.Getenv("WORKER_OF") != "" {
+		c.Workers = 0
+		return c.serve()
+	}
+	var workers sync.WaitGroup
+	for range c.Workers {
+		workers.Go(func() {
+			for ctx.Err() == nil {
+				cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+				cmd.Env = append(os.Environ(), "WORKER_OF=1")
+				cmd.Stderr = os.Stderr
+				if err := cmd.Start(); err != nil {
+					return
+				}
+				stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
+				cmd.Wait()
+				stop()
+			}
+		})
+	}
+	workers.Wait()
+	return nil
 }
 
 func (c programConfig) handler() http.Handler {

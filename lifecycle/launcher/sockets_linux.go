@@ -31,6 +31,8 @@ const (
 type sockets struct {
 	g *generation
 
+	joining sync.Mutex // held while a socket comes, so that its place is not given up
+
 	mu       sync.Mutex
 	pending  map[uint64]pending
 	reason   error // why a bind was refused
@@ -38,6 +40,7 @@ type sockets struct {
 	stop     chan struct{}
 	stopOnce sync.Once
 	running  sync.WaitGroup
+	watched  map[int]bool // processes that have bound a socket
 }
 
 // pending is a socket that is bound, or about to be, and does not listen yet.
@@ -48,7 +51,7 @@ type pending struct {
 }
 
 func newSockets(g *generation) *sockets {
-	return &sockets{g: g, pending: map[uint64]pending{}, wake: make(chan struct{}, 1), stop: make(chan struct{})}
+	return &sockets{g: g, pending: map[uint64]pending{}, watched: map[int]bool{}, wake: make(chan struct{}, 1), stop: make(chan struct{})}
 }
 
 // bind is called before each bind of the program to a fixed port, while the program waits.
@@ -59,6 +62,8 @@ func (s *sockets) bind(b intercept.Bind) error {
 	if b.Network == "udp" && (!s.wantsDatagrams(a) || b.Socket == nil) {
 		return nil
 	}
+	s.joining.Lock()
+	defer s.joining.Unlock()
 	m, err := s.join(a, b.UID)
 	if err != nil {
 		s.refuse(err)
@@ -74,6 +79,10 @@ func (s *sockets) bind(b intercept.Bind) error {
 	s.pending[b.Inode] = pending{m, b.PID, time.Now()}
 	s.mu.Unlock()
 	s.poke()
+	s.watch(b.PID)
+	if len(m.Inodes()) > 0 {
+		s.expect() // the one before may be closed when this one listens
+	}
 	return nil
 }
 
@@ -300,12 +309,10 @@ func (s *sockets) catchUp() {
 		}
 		left := s.count()
 		if left < before {
-			s.forgetClosed()
-			if err := s.g.owner.Changed(); err != nil {
-				s.g.log.Warn("new sockets of the program get no connections", "error", err)
-			}
+			s.follows(true, false)
 		}
 		if left == 0 {
+			s.review()
 			return
 		}
 		select {
@@ -326,30 +333,6 @@ func (s *sockets) count() int {
 		}
 	}
 	return len(s.pending)
-}
-
-// forgetClosed drops sockets that the program has closed.
-func (s *sockets) forgetClosed() {
-	diag, err := sockdiag.Open()
-	if err != nil {
-		return
-	}
-	defer diag.Close()
-	for _, m := range s.g.owner.Members() {
-		list := diag.Listeners
-		if m.Address().Network == "udp" {
-			list = diag.Datagrams
-		}
-		there, err := list(m.Address().AddrPort.Port())
-		if err != nil {
-			continue
-		}
-		for _, ino := range m.Inodes() {
-			if !slices.ContainsFunc(there, func(d sockdiag.Socket) bool { return d.Inode == ino }) {
-				m.Drop(ino)
-			}
-		}
-	}
 }
 
 func (s *sockets) close() {

@@ -43,6 +43,13 @@ func (o *Owner) MemberOf(ctx context.Context, a reuse.Address, uid int) (*reuse.
 	return joined.member, nil
 }
 
+// forget takes a member out of the generation's.
+func (o *Owner) forget(m *reuse.Member) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.addresses = slices.DeleteFunc(o.addresses, func(a *address) bool { return a.member == m })
+}
+
 // member is the member of an address, or nil.
 func (o *Owner) member(network, addr string) *reuse.Member {
 	for _, m := range o.Members() {

@@ -12,10 +12,12 @@ import (
 type backend Owner
 
 func (b *backend) Status(_ context.Context, connections bool) (control.Status, error) {
-	s := (*Owner)(b).Status()
-	if connections {
-		s.Generations[0].Connections = b.cfg.Body.Connections()
+	if !connections {
+		return (*Owner)(b).Status(), nil
 	}
+	b.cfg.Body.Look() // somebody wants to see it, and not a newcomer on its way
+	s := (*Owner)(b).Status()
+	s.Generations[0].Connections = b.cfg.Body.Connections()
 	return s, nil
 }
 

@@ -8,7 +8,7 @@ import (
 )
 
 // Body is what a generation runs. Its methods are called from one goroutine at a time, but
-// for Connections.
+// for Connections and Look.
 type Body interface {
 	// Announce says that new connections go elsewhere from now on.
 	Announce()
@@ -22,6 +22,8 @@ type Body interface {
 	Finish(ctx context.Context) Report
 	// Connections is how many connections the generation has.
 	Connections() int
+	// Look finds out which sockets are not there any more, before somebody is told.
+	Look()
 	// Spawn starts the next generation. Its owner must present the token in its session.
 	Spawn(req control.ReloadRequest, token string) (Spawned, error)
 }

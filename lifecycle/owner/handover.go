@@ -182,15 +182,21 @@ func (o *Owner) tellSwitched(ctx context.Context, took time.Duration) {
 	}
 }
 
-// Changed has the group follow after sockets of the generation came or went while it serves.
-func (o *Owner) Changed() error {
+// Changed has the group follow after sockets of the generation came or went while it serves. An
+// address that has none any more, and is not awaited, is given up: clients are refused there.
+// What only went waits for the end of a handover, whose places would be disturbed.
+func (o *Owner) Changed(came bool, awaited func(*reuse.Member) bool) error {
 	o.talk.Lock()
 	defer o.talk.Unlock()
-	if o.handed {
+	if o.handed || o.holding.Load() || !came && o.successor != nil {
 		return nil
 	}
 	for _, m := range o.Members() {
 		if len(m.Inodes()) == 0 {
+			if o.successor == nil && !awaited(m) {
+				o.forget(m)
+				m.Leave()
+			}
 			continue
 		}
 		if err := m.Reclaim(); err != nil {

@@ -16,6 +16,9 @@ import (
 // session breaks.
 func (o *Owner) serveSession(ctx context.Context, s *control.Session) {
 	s.Handle(func(ctx context.Context, op string, body json.RawMessage) (any, error) {
+		if op == opHello {
+			o.cfg.Body.Look() // what is gone must not be expected of the newcomer
+		}
 		o.talk.Lock()
 		defer o.talk.Unlock()
 		return o.answerLocked(s, op, body)
@@ -210,6 +213,9 @@ func (o *Owner) reclaim() {
 		return
 	}
 	for _, m := range o.Members() {
+		if len(m.Inodes()) == 0 {
+			continue // its program closed that one
+		}
 		if err := m.Reclaim(); err != nil {
 			o.log.Error("take the connections back", "address", m.Address(), "error", err)
 		}

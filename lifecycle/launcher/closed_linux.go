@@ -1,0 +1,164 @@
+package launcher
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"overlap/lifecycle/process"
+	"overlap/lifecycle/state"
+	"overlap/reuse"
+	"overlap/reuse/sockdiag"
+)
+
+// A program may close sockets while it serves: it re-opens them, loses a worker, or gives up a
+// port. The kernel tells nobody, and the place of what went is a placeholder's, where clients
+// wait. So the program is looked at when a process of its that has bound a socket ends; for a while
+// after it got a signal, or has bound an address once more; and before somebody is told of the sockets (a
+// status, a newcomer). Nothing looks at a program where nothing happens.
+
+// looks are when a program is looked at after something happened that listeners may be closed for.
+func looks() (all []time.Duration) {
+	for d := 20 * time.Millisecond; d < 15*time.Second; d *= 2 {
+		all = append(all, d)
+	}
+	return all
+}
+
+// expect has the program looked at for a while.
+func (s *sockets) expect() {
+	for _, d := range looks() {
+		time.AfterFunc(d, s.poke)
+	}
+}
+
+// watch has the program looked at when one of its processes ends, which may be the only one that
+// had a socket. The launcher waits for the main one anyway.
+func (s *sockets) watch(pid int) {
+	s.mu.Lock()
+	known := s.watched[pid]
+	s.watched[pid] = true
+	s.mu.Unlock()
+	if known || pid == s.g.running().pid() {
+		return
+	}
+	forget := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.watched, pid)
+	}
+	id, err := process.Of(pid)
+	if err != nil {
+		forget()
+		return
+	}
+	h, err := process.Open(id)
+	if err != nil {
+		forget()
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.running.Go(func() {
+		<-s.stop
+		cancel()
+	})
+	s.running.Go(func() {
+		defer h.Close()
+		defer cancel()
+		if h.Wait(ctx) == nil {
+			forget()
+			s.review()
+		}
+	})
+}
+
+// dying is how long a program that ends may take from its first closed listener to its end.
+const dying = 50 * time.Millisecond
+
+// review has the groups follow after the program closed sockets while it serves. One that has none
+// any more is about to end, or has: its clients are to wait.
+func (s *sockets) review() {
+	if s.g.owner.State() != state.Serving || s.g.holding.Load() {
+		return
+	}
+	closed, left := s.closed()
+	unused := func() bool { return slices.ContainsFunc(s.g.owner.Members(), s.unused) }
+	if left == 0 || len(closed) == 0 && !unused() {
+		return
+	}
+	s.follows(false, false)
+	if !unused() {
+		return
+	}
+	select {
+	case <-s.g.program.gone():
+		return
+	case <-s.stop:
+		return
+	case <-time.After(dying):
+	}
+	if _, left = s.closed(); left > 0 {
+		s.follows(false, true)
+	}
+}
+
+// follows has the groups follow after the program's sockets: some came, or it closed some. forget
+// gives up the addresses that have none any more.
+func (s *sockets) follows(came, forget bool) {
+	s.joining.Lock()
+	defer s.joining.Unlock()
+	closed, _ := s.closed()
+	for ino, m := range closed {
+		m.Drop(ino)
+	}
+	if !came && !forget && len(closed) == 0 {
+		return
+	}
+	err := s.g.owner.Changed(came, func(m *reuse.Member) bool { return !forget || s.awaited(m) })
+	if err != nil {
+		s.g.log.Warn("the program's sockets changed, and clients may not reach them", "error", err)
+	}
+}
+
+// unused reports whether an address has neither a socket nor one that comes.
+func (s *sockets) unused(m *reuse.Member) bool { return len(m.Inodes()) == 0 && !s.awaited(m) }
+
+// awaited reports whether a socket of an address is bound and does not listen yet.
+func (s *sockets) awaited(m *reuse.Member) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.pending {
+		if p.member == m {
+			return true
+		}
+	}
+	return false
+}
+
+// closed are the sockets that the program has closed, by inode, and how many it still has.
+func (s *sockets) closed() (closed map[uint64]*reuse.Member, left int) {
+	diag, err := sockdiag.Open()
+	if err != nil {
+		return nil, 0
+	}
+	defer diag.Close()
+	closed = map[uint64]*reuse.Member{}
+	for _, m := range s.g.owner.Members() {
+		list := diag.Listeners
+		if m.Address().Network == "udp" {
+			list = diag.Datagrams
+		}
+		there, err := list(m.Address().AddrPort.Port())
+		if err != nil {
+			continue
+		}
+		for _, ino := range m.Inodes() {
+			if slices.ContainsFunc(there, func(d sockdiag.Socket) bool { return d.Inode == ino }) {
+				left++
+			} else {
+				closed[ino] = m
+			}
+		}
+	}
+	return closed, left
+}
