@@ -142,10 +142,8 @@ func TestRows(t *testing.T) {
 }
 
 func TestTable(t *testing.T) {
-	started := time.Now()
 	r := &Result{
-		Started:  started,
-		Failures: []Failure{{At: started.Add(1513 * time.Millisecond), Cause: Reset, Error: "read answer: connection reset by peer"}},
+		Failures: []Failure{{Offset: 1513 * time.Millisecond, Cause: Reset, Error: "read answer: connection reset by peer"}},
 		Requests: 1234567, PerSecond: 61728.4, Failed: 20, Delayed: 3, Handovers: 40, FailedPerHandover: 0.5, IdleClosed: 7,
 		ByCause:    map[Cause]int64{Reset: 15, EOF: 5},
 		Latency:    Quantiles{1234547, 812 * time.Microsecond, 1240 * time.Microsecond, 12345 * time.Microsecond, 1020 * time.Millisecond},
