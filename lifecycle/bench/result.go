@@ -231,8 +231,22 @@ func (r *Result) points() {
 	}
 }
 
-// JSON returns the account as one JSON object.
-func (r *Result) JSON() ([]byte, error) { return json.Marshal(r) }
+// JSON returns the account as one JSON object. A list of nothing is [], not null.
+func (r *Result) JSON() ([]byte, error) {
+	full := *r
+	full.Marks = orEmpty(r.Marks)
+	full.ByGeneration = orEmpty(r.ByGeneration)
+	full.Failures = orEmpty(r.Failures)
+	full.Points = orEmpty(r.Points)
+	return json.Marshal(full)
+}
+
+func orEmpty[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
 
 // Outcome says in one sentence without a full stop whether clients noticed anything.
 func (r *Result) Outcome() string {

@@ -185,6 +185,19 @@ generation           answered
 	}
 }
 
+// Who reads the JSON need not tell null from a list of nothing.
+func TestJSONHasNoNull(t *testing.T) {
+	data, err := new(Result).JSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"marks":[]`, `"by_generation":[]`, `"failures":[]`, `"points":[]`} {
+		if !strings.Contains(string(data), want) {
+			t.Errorf("no %s in %s", want, data)
+		}
+	}
+}
+
 func TestPerHandover(t *testing.T) {
 	for mean, want := range map[float64]string{0: "0", 0.0125: "0.0125", 39.75: "39.8", 99.96: "100", 3399.5: "3,400"} {
 		if got := perHandover(mean); got != want {
