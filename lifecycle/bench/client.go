@@ -23,6 +23,9 @@ type client struct {
 	mode  Mode
 	timer *time.Timer
 
+	lastName       string // of the generation that answered last
+	lastGeneration uint16
+
 	mu         sync.Mutex
 	samples    []sample
 	failures   []Failure
@@ -40,6 +43,15 @@ func newClient(r *run, index int) *client {
 	c.timer = time.NewTimer(time.Hour)
 	c.timer.Stop()
 	return c
+}
+
+// generationOf numbers a generation's name; most often it is the last one's.
+func (c *client) generationOf(name []byte) uint16 {
+	if c.lastName != string(name) {
+		c.lastName = string(name)
+		c.lastGeneration = c.generation(c.lastName)
+	}
+	return c.lastGeneration
 }
 
 // note books a request that ended with err. started is when this client began it,

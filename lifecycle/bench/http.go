@@ -79,9 +79,7 @@ type httpClient struct {
 	buf      []byte    // buf[r:w] was read and not used yet
 	r, w     int
 
-	answer         Answer
-	lastName       string // of the generation that answered last
-	lastGeneration uint16
+	answer Answer
 }
 
 func newHTTPClient(c *client) *httpClient {
@@ -412,21 +410,11 @@ func (h *httpClient) parseHeader(hd *head, name, value []byte) error {
 		}
 	case len(GenerationHeader):
 		if equalFold(name, "overlap-generation") {
-			value = bytes.TrimSpace(value)
-			hd.generation = h.generationOf(value)
+			hd.generation = h.generationOf(bytes.TrimSpace(value))
+			h.answer.Generation = h.lastName
 		}
 	}
 	return nil
-}
-
-// generationOf numbers a generation's name; most often it is the last one's.
-func (h *httpClient) generationOf(name []byte) uint16 {
-	if h.lastName != string(name) {
-		h.lastName = string(name)
-		h.lastGeneration = h.generation(h.lastName)
-	}
-	h.answer.Generation = h.lastName
-	return h.lastGeneration
 }
 
 // equalFold compares with a lower-case name of ASCII letters and hyphens.

@@ -75,7 +75,8 @@ type Load struct {
 	// machine. A name is looked up once, when Run begins.
 	Address string
 	// Network is "tcp" (the default), for HTTP/1.1, or "udp", for datagrams that
-	// the server echoes: a sequence number of 8 bytes and Body.
+	// the server echoes: a sequence number of 8 bytes and Body. It may name its
+	// generation in a line behind the echo, "\nOverlap-Generation: 7".
 	Network string
 	// Clients is how many clients there are; 0 is DefaultClients. A client has one
 	// request under way at a time (datagrams with a Rate: as many as it takes).

@@ -231,8 +231,22 @@ func (r *Result) points() {
 	}
 }
 
-// JSON returns the account as one JSON object.
-func (r *Result) JSON() ([]byte, error) { return json.Marshal(r) }
+// JSON returns the account as one JSON object. A list of nothing is [], not null.
+func (r *Result) JSON() ([]byte, error) {
+	full := *r
+	full.Marks = orEmpty(r.Marks)
+	full.ByGeneration = orEmpty(r.ByGeneration)
+	full.Failures = orEmpty(r.Failures)
+	full.Points = orEmpty(r.Points)
+	return json.Marshal(full)
+}
+
+func orEmpty[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
 
 // Outcome says in one sentence without a full stop whether clients noticed anything.
 func (r *Result) Outcome() string {
@@ -272,12 +286,15 @@ func (r *Result) facts() [][3]string {
 		{"failed", count(r.Failed), r.causesInWords()},
 		{"delayed", count(r.Delayed), "took 900 ms or longer, as when a SYN is sent again"},
 	}
-	if r.Delayed == 0 {
+	switch {
+	case r.Delayed == 0:
 		facts[2][2] = ""
+	case r.Network == "udp":
+		facts[2][2] = "took 900 ms or longer"
 	}
 	if len(r.Failures) > 0 {
 		first := r.Failures[0]
-		facts = slices.Insert(facts, 2, [3]string{"first failed", short(first.At.Sub(r.Started)), first.Error})
+		facts = slices.Insert(facts, 2, [3]string{"first failed", short(first.Offset), first.Error})
 	}
 	if r.Unsent > 0 {
 		facts = append(facts, [3]string{"not sent", count(r.Unsent), "no client was free at their time"})

@@ -142,10 +142,8 @@ func TestRows(t *testing.T) {
 }
 
 func TestTable(t *testing.T) {
-	started := time.Now()
 	r := &Result{
-		Started:  started,
-		Failures: []Failure{{At: started.Add(1513 * time.Millisecond), Cause: Reset, Error: "read answer: connection reset by peer"}},
+		Failures: []Failure{{Offset: 1513 * time.Millisecond, Cause: Reset, Error: "read answer: connection reset by peer"}},
 		Requests: 1234567, PerSecond: 61728.4, Failed: 20, Delayed: 3, Handovers: 40, FailedPerHandover: 0.5, IdleClosed: 7,
 		ByCause:    map[Cause]int64{Reset: 15, EOF: 5},
 		Latency:    Quantiles{1234547, 812 * time.Microsecond, 1240 * time.Microsecond, 12345 * time.Microsecond, 1020 * time.Millisecond},
@@ -184,6 +182,19 @@ generation           answered
 `
 	if got := "\n" + r.Table(); got != want {
 		t.Errorf("got:%s\nwant:%s", got, want)
+	}
+}
+
+// Who reads the JSON need not tell null from a list of nothing.
+func TestJSONHasNoNull(t *testing.T) {
+	data, err := new(Result).JSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"marks":[]`, `"by_generation":[]`, `"failures":[]`, `"points":[]`} {
+		if !strings.Contains(string(data), want) {
+			t.Errorf("no %s in %s", want, data)
+		}
 	}
 }
 

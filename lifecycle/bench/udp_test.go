@@ -66,6 +66,10 @@ func TestDatagrams(t *testing.T) {
 			}
 		}, map[Cause]int64{Timeout: 10}},
 		{"changed", 0, func(reply func([]byte), p []byte) { reply(append(p, 'x')) }, map[Cause]int64{Body: 20}},
+		{"changed before a name", 0, func(reply func([]byte), p []byte) {
+			reply(append(append(p, 'x'), generationLine+"7"...))
+		}, map[Cause]int64{Body: 20}},
+		{"named", 0, func(reply func([]byte), p []byte) { reply(append(p, generationLine+"7\n"...)) }, nil},
 		{"runts", 0, func(reply func([]byte), p []byte) { reply(p[:3]); reply(p) }, nil},
 	}
 	for _, test := range tests {
@@ -86,6 +90,9 @@ func TestDatagrams(t *testing.T) {
 			}
 			if r.Requests != 20 || !maps.Equal(r.ByCause, test.want) && len(r.ByCause)+len(test.want) > 0 {
 				t.Errorf("%d datagrams, failed by cause %v, want 20 and %v", r.Requests, r.ByCause, test.want)
+			}
+			if test.name == "named" && (len(r.ByGeneration) != 1 || r.ByGeneration[0] != GenerationResult{"7", 20}) {
+				t.Errorf("by generation: %v", r.ByGeneration)
 			}
 		})
 	}

@@ -33,6 +33,7 @@ func (p *program) benchCommand() *urfave.Command {
 			"built-in server. Exits with 1 if anything failed.",
 		Flags: withEnvironment([]urfave.Flag{
 			&urfave.StringFlag{Name: "name", Usage: "`NAME` of a running service"},
+			&urfave.StringSliceFlag{Name: "listen", Usage: "`ADDRESS` that makes the command ready, as of run: host:port, or udp:host:port, which --udp needs; may be repeated"},
 			&urfave.IntFlag{Name: "clients", Value: bench.DefaultClients, Usage: "how many clients"},
 			&urfave.DurationFlag{Name: "duration", Value: DefaultBenchDuration, Usage: "how long"},
 			&urfave.DurationFlag{Name: "reload-every", Value: DefaultReloadEvery, Usage: "time from one reload to the next, 0 is no reload"},
@@ -72,6 +73,7 @@ type benchRun struct {
 	load    bench.Load
 	name    string   // of a running service
 	command []string // of a launched one
+	listen  []string // addresses of it, where they must be told
 	every   time.Duration
 	limit   int // reloads
 	json    bool
@@ -83,39 +85,66 @@ func (p *program) readBench(c *urfave.Context) (*benchRun, error) {
 	if len(before) > 0 {
 		return nil, unexpected(c, before[0])
 	}
-	usage := func(text string) error { return &usageError{"bench: " + text, "see its usage: overlap help bench"} }
-	r := &benchRun{p: p, name: c.String("name"), command: command, every: c.Duration("reload-every"), limit: c.Int("reloads"),
-		json: c.Bool("json"), report: c.String("report")}
-	switch {
-	case r.name != "" && len(command) > 0:
-		return nil, usage("--name and a command exclude each other")
-	case command != nil && len(command) == 0:
-		return nil, usage("no command behind --")
-	case r.limit < 0 || r.limit > 0 && r.every <= 0:
-		return nil, usage("--reloads wants a number above 0, and --reload-every too")
+	r := &benchRun{p: p, name: c.String("name"), command: command, listen: c.StringSlice("listen"),
+		every: c.Duration("reload-every"), limit: c.Int("reloads"), json: c.Bool("json"), report: c.String("report")}
+	if err := r.fits(c); err != nil {
+		return nil, err
 	}
-	if c.Bool("udp") {
-		for _, flag := range []string{"mode", "method", "path", "tls"} {
-			if c.IsSet(flag) {
-				return nil, usage("--udp and --" + flag + " exclude each other")
-			}
+	return r, r.readLoad(c)
+}
+
+// fits checks what flags say together.
+func (r *benchRun) fits(c *urfave.Context) error {
+	usage := func(text string) error { return &usageError{"bench: " + text, "see its usage: overlap help bench"} }
+	switch {
+	case r.name != "" && len(r.command) > 0:
+		return usage("--name and a command exclude each other")
+	case r.command != nil && len(r.command) == 0:
+		return usage("no command behind --")
+	case r.limit < 0 || r.limit > 0 && r.every <= 0:
+		return usage("--reloads wants a number above 0, and --reload-every too")
+	case len(r.listen) > 0 && len(r.command) == 0:
+		return usage("--listen is for a command")
+	}
+	datagrams := false
+	for _, addr := range r.listen {
+		network, _, err := parseListen(addr)
+		if err != nil || network == "unix" {
+			return badValue(c, "listen", addr, "host:port or udp:host:port")
+		}
+		datagrams = datagrams || network == "udp"
+	}
+	if !c.Bool("udp") {
+		return nil
+	}
+	for _, flag := range []string{"mode", "method", "path", "tls"} {
+		if c.IsSet(flag) {
+			return usage("--udp and --" + flag + " exclude each other")
 		}
 	}
+	if len(r.command) > 0 && !datagrams {
+		return usage("--udp with a command wants its address too: --listen udp:host:port")
+	}
+	return nil
+}
+
+// readLoad is what the clients shall do.
+func (r *benchRun) readLoad(c *urfave.Context) error {
 	for _, flag := range []string{"duration", "reload-every", "think", "timeout"} {
 		if d := c.Duration(flag); d < 0 {
-			return nil, badValue(c, flag, d.String(), "0 or more")
+			return badValue(c, flag, d.String(), "0 or more")
 		}
 	}
 	if n := c.Int("clients"); n <= 0 {
-		return nil, badValue(c, "clients", fmt.Sprint(n), "1 or more")
+		return badValue(c, "clients", fmt.Sprint(n), "1 or more")
 	}
 	r.load = bench.Load{Clients: c.Int("clients"), Duration: c.Duration("duration"), Rate: c.Float64("rate"), Think: c.Duration("think"),
 		Timeout: c.Duration("timeout"), Method: c.String("method"), Path: c.String("path"), Body: []byte(c.String("body"))}
 	if err := r.load.Mode.UnmarshalText([]byte(c.String("mode"))); err != nil {
-		return nil, badValue(c, "mode", c.String("mode"), "close, keepalive or both")
+		return badValue(c, "mode", c.String("mode"), "close, keepalive or both")
 	}
 	if r.load.Duration == 0 && r.limit == 0 {
-		return nil, badValue(c, "duration", "0s", "more than 0")
+		return badValue(c, "duration", "0s", "more than 0")
 	}
 	if r.limit > 0 && !c.IsSet("duration") {
 		r.load.Duration = 0
@@ -135,7 +164,7 @@ func (p *program) readBench(c *urfave.Context) (*benchRun, error) {
 			r.load.Check = bench.CheckBytes(len(r.load.Body))
 		}
 	}
-	return r, nil
+	return nil
 }
 
 func (r *benchRun) builtin() bool { return r.name == "" && len(r.command) == 0 }

@@ -107,7 +107,11 @@ func (t *benchTarget) start(ctx context.Context, r *benchRun) error {
 		}
 		args = append(args, serve...)
 	} else {
-		args = append(append(args, "run", "--name", t.name, "--"), r.command...)
+		args = append(args, "run", "--name", t.name)
+		for _, addr := range r.listen {
+			args = append(args, "--listen", addr)
+		}
+		args = append(append(args, "--"), r.command...)
 	}
 	t.process = exec.Command(args[0], args[1:]...)
 	t.process.Env = environ()

@@ -23,6 +23,10 @@ import (
 // DefaultListen is where serve listens when nobody says.
 const DefaultListen = ":8080"
 
+// receiveBuffer is asked for each UDP socket, in bytes; the system may give less. The default of
+// 208 KiB holds some 250 datagrams: at 5,000 a second a busy machine lost 13 % to it.
+const receiveBuffer = 4 << 20
+
 // headerTimeout is how long a client may take to send a request's header.
 const headerTimeout = 30 * time.Second
 
@@ -31,9 +35,9 @@ func (p *program) serveCommand() *urfave.Command {
 		Name:  "serve",
 		Usage: "serve a directory; takes over from the generation that serves it",
 		Description: "Serves the files of a directory, /healthz and /echo; at a udp: address it sends each datagram\n" +
-			"back. Started while a service of this name runs, it takes over from it without losing a\n" +
-			"request. SIGHUP starts the next generation, SIGTERM and SIGINT drain and end. A time of 0 is\n" +
-			"none: no limit, no grace, no delay.",
+			"back with its generation. Started while a service of this name runs, it takes over from it\n" +
+			"without losing a request. SIGHUP starts the next generation, SIGTERM and SIGINT drain and end.\n" +
+			"A time of 0 is none: no limit, no grace, no delay.",
 		Flags: withEnvironment([]urfave.Flag{
 			&urfave.StringSliceFlag{Name: "listen", Value: urfave.NewStringSlice(DefaultListen), Usage: "`ADDRESS` to listen on, host:port, unix:/path or udp:host:port; may be repeated"},
 			&urfave.StringFlag{Name: "dir", Value: ".", Usage: "`DIR` to serve"},
@@ -153,8 +157,11 @@ func (s *server) run(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
+			if sized, ok := pc.(interface{ SetReadBuffer(int) error }); ok {
+				sized.SetReadBuffer(receiveBuffer)
+			}
 			s.listening(g, pc.LocalAddr())
-			g.ServePacket(pc, webroot.EchoDatagrams, nil)
+			g.ServePacket(pc, func(pc net.PacketConn) error { return webroot.EchoDatagrams(pc, g.Number) }, nil)
 			continue
 		}
 		ln, err := g.Listen(ctx, at[0], at[1])
