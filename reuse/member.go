@@ -201,6 +201,31 @@ func (m *Member) AnchorBehind(serving []uint64, control func(ino uint64, f func(
 	return attach(m.holders[0].fd, serveProgram(m.addr.Network, places))
 }
 
+// Uphold gives the sockets of serving, by inode, every new connection again, where the steering went
+// by places that may be wrong by now because its owner died. control is that of
+// [Member.AnchorBehind]. It does nothing where none of serving is there, before the member has
+// a socket in the group, and once it has switched.
+func (m *Member) Uphold(serving []uint64, control func(ino uint64, f func(fd int) error) error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !steering || m.closed || m.open || len(m.holders)+len(m.inodesLocked()) == 0 {
+		return nil
+	}
+	array, err := locate(m.addr)
+	if err != nil {
+		return err
+	}
+	places := placesOf(array, serving)
+	if len(places) == 0 {
+		return nil
+	}
+	for _, ino := range serving {
+		control(ino, func(fd int) error { return openGate(fd, m.addr) })
+	}
+	m.serving = places
+	return m.attachLocked(serveProgram(m.addr.Network, places))
+}
+
 // ForUser makes the member's placeholders belong to another effective user, since a group has
 // one. It does nothing where they do.
 func (m *Member) ForUser(uid int) error {

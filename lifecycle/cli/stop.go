@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"sync"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 	"overlap/lifecycle/control"
 	"overlap/lifecycle/owner"
 	"overlap/lifecycle/process"
+	"overlap/lifecycle/state"
 )
 
 // stopMargin is how much longer than its drain time-out a generation may take to be gone.
@@ -81,7 +83,19 @@ func (s *service) stop(ctx context.Context, timeout time.Duration, events func(c
 		all.Go(func() { failed[i] = s.end(ctx, g, timeout, tell) })
 	}
 	all.Wait()
-	return errors.Join(failed...)
+	if err := errors.Join(failed...); err != nil {
+		return err
+	}
+	tidying, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	err := owner.Tidy(tidying, s.dir, slog.Default())
+	if errors.Is(err, state.ErrBusy) || errors.Is(err, fs.ErrPermission) {
+		return nil // somebody starts, and does it; or it is another user's, who will
+	}
+	if err != nil {
+		return fmt.Errorf("remove what is left: %w", err)
+	}
+	return nil
 }
 
 // end ends one generation and waits until it is gone.

@@ -23,6 +23,9 @@ var errNeverReady = errors.New("the program never became ready")
 // errStopping is why a start is given up when the launcher is told to stop.
 var errStopping = errors.New("the launcher is stopping")
 
+// errSuperseded is why a program that ended is not started again after all.
+var errSuperseded = errors.New("a newer generation serves")
+
 // request is what a generation is made of.
 type request struct {
 	command []string
@@ -31,6 +34,16 @@ type request struct {
 	set     *settings
 	token   string
 	timeout time.Duration // of the start; 0 is the launcher's
+	instead *generation   // whose program ended, where this is its restart
+}
+
+// wanted reports why a start is not needed any more: while a restart waited for a handover that was
+// under way, somebody else's program has taken over.
+func (r request) wanted() error {
+	if r.instead != nil && r.instead.owner.Handed() {
+		return errSuperseded
+	}
+	return nil
 }
 
 // generation is one program as a generation of the service.
@@ -128,7 +141,8 @@ func (g *generation) begin(ctx context.Context, timeout time.Duration) error {
 	}
 	o, err := owner.Enter(ctx, owner.Config{Name: l.opt.Name, Default: l.isDefault, Root: l.root,
 		Command: g.req.command, Directory: g.req.dir, Launched: true, Supervised: supervised(), Token: g.req.token,
-		StartTimeout: timeout, ReloadTimeout: g.req.set.StartTimeout, Body: (*body)(g), Log: l.log, UID: -1, Adopt: adopted})
+		StartTimeout: timeout, ReloadTimeout: g.req.set.StartTimeout, Body: (*body)(g), Log: l.log, UID: -1, Adopt: adopted,
+		Wanted: g.req.wanted, Borrow: borrowFromOrphan})
 	if err != nil {
 		return err
 	}
@@ -281,6 +295,7 @@ func (g *generation) crashed() bool {
 		if errors.Is(g.drain(true), owner.ErrTakenBack) {
 			return true // to be started again
 		}
+		g.handedOver.Store(true)
 		g.over(nil)
 	case <-g.stops:
 		g.over(nil)

@@ -22,6 +22,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"overlap/lifecycle/cli"
 	"overlap/lifecycle/control"
 	"overlap/lifecycle/internal/trial"
 	"overlap/lifecycle/launcher"
@@ -42,6 +43,9 @@ func TestMain(m *testing.M) {
 	launcher.Main()
 	if len(os.Args) == 3 && os.Args[1] == "program" {
 		os.Exit(program(os.Args[2]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == "overlap" {
+		os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr))
 	}
 	if path := os.Getenv(envLauncher); path != "" {
 		os.Unsetenv(envLauncher)
@@ -429,6 +433,20 @@ func (s *service) mustFail(req control.ReloadRequest) string {
 		s.t.Fatalf("reload: %+v, want a failure with a reason\n%s", out, s.output())
 	}
 	return out.Reason
+}
+
+// overlap runs a command of the service and returns its exit code and what it said.
+func (s *service) overlap(args ...string) (int, string) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, s.exe, append([]string{"overlap", "--state-dir", s.root}, args...)...)
+	cmd.Env = append(os.Environ(), "GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=20")
+	out, err := cmd.CombinedOutput()
+	if err != nil && cmd.ProcessState == nil {
+		s.t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), string(out)
 }
 
 // get makes one request with a connection of its own.

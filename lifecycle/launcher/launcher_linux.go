@@ -248,7 +248,7 @@ func (l *launcher) ended(h happening) (bool, error) {
 	if len(l.all) > 0 {
 		return false, nil
 	}
-	if h.gen.handedOver.Load() {
+	if h.gen.handedOver.Load() || errors.Is(h.err, errSuperseded) {
 		l.log.Info("a newer launcher has taken over, this one ends")
 		return true, nil
 	}

@@ -118,22 +118,9 @@ func adoptListener(diag *sockdiag.Conn, tree []int, a reuse.Address, ino uint64)
 	return nil
 }
 
-// anchorBehind puts a placeholder behind the orphan's sockets of an address; false where the
-// address is none of the orphan's.
-func (l *launcher) anchorBehind(g *generation, m *reuse.Member) (bool, error) {
-	r := g.owner.Orphan()
-	if r == nil {
-		return false, nil
-	}
-	a := m.Address()
-	for _, s := range r.Listeners {
-		if s.Network == a.Network && s.Address == a.String() && len(s.Inodes) > 0 {
-			return true, m.AnchorBehind(s.Inodes, func(ino uint64, f func(fd int) error) error {
-				return borrow(orphanTree(r), ino, f)
-			})
-		}
-	}
-	return false, nil
+// borrowFromOrphan gets hold of a socket of a program without a launcher for the length of a call.
+func borrowFromOrphan(r *state.Record, ino uint64, f func(fd int) error) error {
+	return borrow(orphanTree(r), ino, f)
 }
 
 func orphanTree(r *state.Record) []int {
@@ -224,7 +211,7 @@ func endOrphan(ctx context.Context, r *state.Record, delay time.Duration, sig sy
 		}
 		reuse.AwaitBacklog(ctx, a.AddrPort.Port(), queues...)
 		for _, ino := range l.Inodes {
-			borrow(orphanTree(r), ino, reuse.Hide)
+			borrowFromOrphan(r, ino, reuse.Hide)
 		}
 	}
 	lingering, cancel := context.WithTimeout(ctx, delay)

@@ -295,6 +295,34 @@ def app(environ, start_response):
     return [b"hello\n"]
 `
 
+const rackServer = `
+run lambda { |env| [200, {"content-type" => "text/plain", "overlap-generation" => ENV["OVERLAP_GENERATION"]}, ["hello\n"]] }
+`
+
+// javaServer asks for a backlog of its own: the class's is 50.
+const javaServer = `
+import com.sun.net.httpserver.HttpServer;
+import java.net.InetSocketAddress;
+import java.util.concurrent.Executors;
+
+public class Server {
+    public static void main(String[] args) throws Exception {
+        byte[] body = "hello\n".getBytes();
+        String generation = System.getenv("OVERLAP_GENERATION");
+        HttpServer server = HttpServer.create(new InetSocketAddress(args[0], Integer.parseInt(args[1])), 1024);
+        server.createContext("/", exchange -> {
+            exchange.getRequestBody().readAllBytes();
+            exchange.getResponseHeaders().set("Overlap-Generation", generation);
+            exchange.sendResponseHeaders(200, body.length);
+            exchange.getResponseBody().write(body);
+            exchange.close();
+        });
+        server.setExecutor(Executors.newCachedThreadPool());
+        server.start();
+    }
+}
+`
+
 func goServer(kind string) func(*service, string) {
 	return func(s *service, addr string) {
 		s.goProgram(programConfig{Kind: kind, Listen: []string{addr}})
@@ -348,6 +376,15 @@ http {
 	}
 }
 
+// puma is Ruby's server, without a configuration of the machine's.
+func puma(flags ...string) func(*service, string) {
+	return func(s *service, addr string) {
+		path := tool(s.t, "puma", "puma")
+		s.c.Command = append(append([]string{path, "--config", "-", "--environment", "none", "--silent",
+			"--bind", "tcp://" + addr}, flags...), s.script("config.ru", rackServer))
+	}
+}
+
 func servers() []server {
 	return []server{
 		{"go plain", false, goServer("plain")},
@@ -368,6 +405,14 @@ func servers() []server {
 			s.script("wsgi.py", wsgiServer)
 			s.c.Command = []string{path, "--workers", "2", "--threads", "8", "--bind", addr,
 				"--chdir", s.root, "wsgi:app"}
+		}},
+		{"puma", false, puma("--threads", "8:8")},
+		{"puma cluster", false, puma("--threads", "4:4", "--workers", "2")},
+		{"java", false, func(s *service, addr string) {
+			tool(s.t, "javac", "default-jdk-headless") // java alone has no compiler
+			host, port := splitAddress(s.t, addr)
+			s.c.Command = []string{tool(s.t, "java", "default-jdk-headless"), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
+				s.script("Server.java", javaServer), host, port}
 		}},
 	}
 }

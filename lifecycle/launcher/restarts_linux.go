@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"context"
+	"errors"
 	"syscall"
 	"time"
 
@@ -100,9 +101,9 @@ func (r *restarts) again(ctx context.Context) {
 	if g == nil || g.owner.State() != state.Serving {
 		return
 	}
-	next := r.l.newGeneration(request{command: g.req.command, dir: g.req.dir, env: g.req.env, set: g.req.set, token: "restart"})
+	next := r.l.newGeneration(request{command: g.req.command, dir: g.req.dir, env: g.req.env, set: g.req.set, token: "restart", instead: g})
 	go func() {
-		if err := next.start(ctx); err != nil {
+		if err := next.start(ctx); err != nil && !errors.Is(err, errSuperseded) {
 			r.l.log.Error("the program could not be started again", "error", err)
 			r.l.events <- happening{kind: crashed, gen: g}
 		}

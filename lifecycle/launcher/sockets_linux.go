@@ -138,10 +138,7 @@ func (s *sockets) join(a reuse.Address, uid int) (*reuse.Member, error) {
 	if err := m.ForUser(uid); err != nil {
 		return nil, err
 	}
-	if behind, err := s.g.l.anchorBehind(s.g, m); behind {
-		return m, err
-	}
-	return m, m.Anchor()
+	return m, s.g.owner.Anchor(m)
 }
 
 // wantsDatagrams reports whether a UDP address is declared, or the predecessor's. Others keep

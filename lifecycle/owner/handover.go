@@ -24,7 +24,9 @@ func (o *Owner) Settle(ctx context.Context) error {
 			return fmt.Errorf("generation %d can't make room: %w", p.number, err)
 		}
 	}
-	if err := o.findAgain(ctx); err != nil {
+	o.finding.Lock()
+	defer o.finding.Unlock()
+	if err := o.findAgainLocked(ctx); err != nil {
 		return err
 	}
 	trial.At("yielded")
@@ -126,29 +128,9 @@ func (o *Owner) Tell(ctx context.Context, kind, text string) {
 // and frees the handover lock. When it returns an error the old generation serves on, once the
 // owner is closed.
 func (o *Owner) Switch(ctx context.Context) error {
-	if err := o.findAgain(ctx); err != nil {
+	began, err := o.take(ctx)
+	if err != nil {
 		return err
-	}
-	began := time.Now()
-	if o.cfg.Launched {
-		// If this process dies now its program may have the connections: see unchecked.
-		if err := o.save(func(r *state.Record) { r.Switched, r.Listeners = began, o.recordedLocked() }); err != nil {
-			return err
-		}
-	}
-	for _, a := range o.list() {
-		if a.coming() {
-			continue // [Owner.Changed] comes for it
-		}
-		var err error
-		if a.member != nil {
-			err = a.member.Switch()
-		} else {
-			err = a.unix.Publish()
-		}
-		if err != nil {
-			return fmt.Errorf("switch: %w", err)
-		}
 	}
 	took := time.Since(began)
 	trial.At("switched")
@@ -162,6 +144,38 @@ func (o *Owner) Switch(ctx context.Context) error {
 	o.log.Info("serving", "switch", took)
 	o.unlock()
 	return nil
+}
+
+// take gives the generation the connections, and returns when that began.
+func (o *Owner) take(ctx context.Context) (began time.Time, err error) {
+	o.finding.Lock()
+	defer o.finding.Unlock()
+	if err := o.findAgainLocked(ctx); err != nil {
+		return began, err
+	}
+	began = time.Now()
+	if o.cfg.Launched {
+		// If this process dies now its program may have the connections: see unchecked.
+		if err := o.save(func(r *state.Record) { r.Switched, r.Listeners = began, o.recordedLocked() }); err != nil {
+			return began, err
+		}
+	}
+	for _, a := range o.list() {
+		if a.coming() {
+			continue // [Owner.Changed] comes for it
+		}
+		var err error
+		if a.member != nil {
+			err = a.member.Switch()
+		} else {
+			err = a.unix.Publish()
+		}
+		if err != nil {
+			return began, fmt.Errorf("switch: %w", err)
+		}
+	}
+	o.decided = true
+	return began, nil
 }
 
 // tellSwitched has the predecessor drain.

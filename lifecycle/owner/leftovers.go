@@ -2,6 +2,7 @@ package owner
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"slices"
 	"syscall"
@@ -9,6 +10,7 @@ import (
 
 	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
+	"overlap/reuse"
 )
 
 // A launcher that was killed leaves the programs of its generations behind. What serves or
@@ -30,6 +32,30 @@ func Orphan(r state.Record) bool {
 	return false
 }
 
+// complete adds sockets of the record's program that its launcher did not live to record: those on
+// an address of the record.
+func complete(r *state.Record) {
+	if r.Program == nil || !r.Program.Alive() {
+		return
+	}
+	tree, err := process.Tree(r.Program.PID)
+	if err != nil {
+		return
+	}
+	for i, l := range r.Listeners {
+		a, err := reuse.ExactAddress(l.Network, l.Address, false)
+		if err != nil {
+			continue
+		}
+		there, _ := reuse.Listening(a.Network, a.AddrPort.Port())
+		for _, s := range there {
+			if s.Address == a.AddrPort && slices.Contains(tree, s.PID) && !slices.Contains(r.Listeners[i].Inodes, s.Inode) {
+				r.Listeners[i].Inodes = append(r.Listeners[i].Inodes, s.Inode)
+			}
+		}
+	}
+}
+
 // unchecked reports whether the generation of a record never came to its switch, which is
 // recorded before it happens.
 func unchecked(r state.Record) bool { return r.State == state.Starting && r.Switched.IsZero() }
@@ -40,15 +66,44 @@ func (o *Owner) Orphans() []state.Record {
 	all := slices.DeleteFunc(o.readable(), func(r state.Record) bool {
 		return r.Generation == o.number || o.dir.Owned(r.Generation) || !Orphan(r)
 	})
+	for i := range all {
+		complete(&all[i])
+	}
 	if r := o.cfg.Adopt; r != nil {
 		all = append(all, *r)
 	}
 	return all
 }
 
+// Tidy removes what dead generations left that nobody takes over: records, and programs that were
+// starting when their launchers died. It waits for a handover that is under way.
+func Tidy(ctx context.Context, dir *state.Dir, log *slog.Logger) error {
+	lock, err := dir.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
+	records, _ := dir.Generations()
+	return tidy(dir, records, log)
+}
+
+// tidy is Tidy under the handover lock.
+func tidy(dir *state.Dir, records []state.Record, log *slog.Logger) error {
+	for _, r := range records {
+		if dir.Owned(r.Generation) || Orphan(r) {
+			continue
+		}
+		endUnchecked(r, log)
+		if err := dir.Remove(r.Generation); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // endUnchecked kills the program of a generation that was starting when its launcher died: it
 // gets no client, and nobody would ever check it.
-func (o *Owner) endUnchecked(r state.Record) {
+func endUnchecked(r state.Record, log *slog.Logger) {
 	if !r.Launched || r.Program == nil || !unchecked(r) {
 		return
 	}
@@ -57,7 +112,7 @@ func (o *Owner) endUnchecked(r state.Record) {
 		return // it is gone
 	}
 	defer h.Close()
-	o.log.Warn("a program was starting when its launcher died, it is killed", "generation", r.Generation, "pid", r.Program.PID)
+	log.Warn("a program was starting when its launcher died, it is killed", "generation", r.Generation, "pid", r.Program.PID)
 	tree, _ := process.Tree(r.Program.PID)
 	h.Signal(syscall.SIGKILL)
 	for _, pid := range tree {
@@ -68,6 +123,6 @@ func (o *Owner) endUnchecked(r state.Record) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if err := h.Wait(ctx); err != nil {
-		o.log.Warn("it does not end", "pid", r.Program.PID, "error", err)
+		log.Warn("it does not end", "pid", r.Program.PID, "error", err)
 	}
 }

@@ -45,6 +45,11 @@ type Config struct {
 	Adopt *state.Record
 	// UID is the effective user of the generation's sockets; -1 is the process's own.
 	UID int
+	// Wanted, if not nil, is asked once the handover lock is held: its error ends the start.
+	Wanted func() error
+	// Borrow calls f with a descriptor of a socket of a program that has no owner any more. Nil:
+	// there is no way to it.
+	Borrow func(r *state.Record, ino uint64, f func(fd int) error) error
 }
 
 // Owner speaks for one generation. It is made by [Enter]; its methods are safe for concurrent
@@ -62,6 +67,10 @@ type Owner struct {
 	record      state.Record
 	addresses   []*address
 	predecessor *predecessor
+
+	// finding is held while the predecessor may become another one.
+	finding sync.Mutex
+	decided bool // it matters no more: this generation has switched, or is over
 
 	// talk is held while a message of a session is worked on, and by what must not meet one.
 	talk      sync.Mutex
@@ -81,6 +90,7 @@ type Owner struct {
 	watch      watch
 	reloading  sync.Mutex
 	closing    sync.Once
+	tidying    sync.WaitGroup
 	holding    atomic.Bool
 	alone      atomic.Bool // the predecessor has let go of its sockets
 }
@@ -161,6 +171,11 @@ func (o *Owner) enter(ctx context.Context) error {
 	o.lock = lock
 	o.mu.Unlock()
 	trial.At("locked")
+	if o.cfg.Wanted != nil {
+		if err := o.cfg.Wanted(); err != nil {
+			return err
+		}
+	}
 	if o.number, err = o.tidy(); err != nil {
 		return err
 	}
@@ -202,13 +217,8 @@ func (o *Owner) tidy() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	for _, r := range records {
-		if !o.dir.Owned(r.Generation) && !Orphan(r) {
-			o.endUnchecked(r)
-			if err := o.dir.Remove(r.Generation); err != nil {
-				return 0, err
-			}
-		}
+	if err := tidy(o.dir, records, o.log); err != nil {
+		return 0, err
 	}
 	return newest + 1, nil
 }
@@ -260,6 +270,9 @@ func (o *Owner) unlock() {
 // generation that was starting fails by it, and the old one serves on.
 func (o *Owner) Close() {
 	o.closing.Do(func() {
+		o.finding.Lock()
+		o.decided = true
+		o.finding.Unlock()
 		o.leave()
 		if p := o.before(); p != nil {
 			p.close()
@@ -283,6 +296,7 @@ func (o *Owner) Close() {
 			o.own.Unlock()
 		}
 		o.unlock()
+		o.tidying.Wait()
 		o.dir.Close()
 	})
 }

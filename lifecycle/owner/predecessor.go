@@ -50,21 +50,27 @@ func (o *Owner) follow(p *predecessor) {
 	o.predecessor = p
 }
 
-// findAgain looks for the serving generation anew where the predecessor died meanwhile: the
-// one before it may have taken its connections back, and must be told of the switch.
-func (o *Owner) findAgain(ctx context.Context) error {
+// findAgainLocked looks for the serving generation anew where the predecessor died meanwhile: the
+// one before it may have taken its connections back, and must be told of the switch; or its
+// program serves on without an owner. o.finding is held.
+func (o *Owner) findAgainLocked(ctx context.Context) error {
 	p := o.before()
 	if p == nil || !p.gone() {
 		return nil
 	}
 	o.log.Warn("the old generation died", "predecessor", p.number)
-	o.follow(nil)
 	if err := o.find(ctx); err != nil {
 		return err
+	}
+	if o.before() == p {
+		o.follow(nil)
 	}
 	for _, a := range o.list() {
 		if a.member == nil {
 			continue
+		}
+		if err := o.uphold(a.member); err != nil {
+			o.log.Warn("the steering is not set right", "address", a.member.Address(), "error", err)
 		}
 		a.serves = o.servedThere(a.member.Address())
 		if len(a.member.Inodes()) == 0 {
@@ -160,6 +166,7 @@ func (o *Owner) find(ctx context.Context) error {
 	}
 	for _, r := range records {
 		if r.Generation != o.number && !o.dir.Owned(r.Generation) && Orphan(r) {
+			complete(&r)
 			p := &predecessor{number: r.Generation, owner: r.Owner, orphan: &r}
 			p.listeners = recordedListeners(r)
 			o.follow(p)
@@ -244,6 +251,7 @@ func (o *Owner) greet(ctx context.Context, r state.Record) (*predecessor, error)
 	}
 	p.session, p.listeners = session, w.Listeners
 	o.alone.Store(w.Holding)
+	go o.watchOver(p)
 	return p, nil
 }
 

@@ -161,6 +161,31 @@ func (o *Owner) brokenLocked() {
 		o.takeBackLocked()
 	default:
 		o.reclaim()
+		n := o.follower
+		o.tidying.Go(func() { o.tidyAfter(n) })
+	}
+}
+
+// tidyAfter ends the program of a successor that was killed before it was checked.
+func (o *Owner) tidyAfter(successor int) {
+	ctx, cancel := context.WithTimeout(context.Background(), dyingTime)
+	defer cancel()
+	go func() {
+		select {
+		case <-o.drained: // whoever comes next does it
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	for o.dir.Owned(successor) {
+		select {
+		case <-ctx.Done():
+			return // it lives, or this one is over
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	if err := Tidy(ctx, o.dir, o.log); err != nil {
+		o.log.Debug("what the new generation left is still there", "error", err)
 	}
 }
 
@@ -197,6 +222,14 @@ func (o *Owner) lives(generation int) bool {
 		}
 	}
 	return true
+}
+
+// Handed reports whether a successor has switched, and lives as far as is known. Under the
+// handover lock the answer is certain.
+func (o *Owner) Handed() bool {
+	o.talk.Lock()
+	defer o.talk.Unlock()
+	return o.handed
 }
 
 // Final says that the generation ends whatever becomes of its successor.
