@@ -233,7 +233,7 @@ func TestWinners(t *testing.T) {
 		"nothing failed and nothing was delayed with HAProxy, master-worker; overlap, the library.",
 		"time to the switch: **a rival wins**: HAProxy, master-worker (10.0 ms), before overlap, the library (30.0 ms); better still, at the price of 30 failed and 0 delayed: go-reuseport and Shutdown (5.00 ms).",
 		"CPU time of a reload: overlap, the library (4.00 ms) wins, the best rival without loss is HAProxy, master-worker (9.00 ms).",
-		"p99.9 near a switch: overlap, the library (20.0 ms); no rival without loss to compare it with.",
+		"p99.9 near a switch, Go: overlap, the library (20.0 ms); no rival without loss to compare it with.",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in:\n%s", want, text)

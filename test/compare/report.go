@@ -254,8 +254,7 @@ func (p *report) conditions() string {
 }
 
 const notes = `Bold is the best of those that lost and delayed nothing; latencies and rates compare only among servers
-of the same handler: nginx, HAProxy and Node answer by themselves, so there these say more about the
-server than about its reload.
+of the same handler: the Go one, nginx, or Node. HAProxy has no other of its kind here.
 
 - Counts are sums, latencies and rates medians of the rounds, max is the largest of all.
 - *delayed*: took 900 ms or longer, as when a SYN is sent again.
@@ -282,7 +281,7 @@ func (p *report) table(f func(string, ...any), mode bench.Mode) {
 			continue
 		}
 		mark := func(name, text string) string {
-			if best[name] == r {
+			if best[name][r] {
 				return "**" + text + "**"
 			}
 			return text
@@ -296,21 +295,26 @@ func (p *report) table(f func(string, ...any), mode bench.Mode) {
 	f("")
 }
 
-// bold finds for each measure the row that is best of those without loss.
-func (p *report) bold(mode bench.Mode) map[string]*row {
+// bold finds for each measure the rows that are best of those without loss.
+func (p *report) bold(mode bench.Mode) map[string]map[*row]bool {
 	var clean []*row
 	for _, r := range p.rows {
 		if r.mode == mode && r.lossless() {
 			clean = append(clean, r)
 		}
 	}
-	found := make(map[string]*row)
+	found := make(map[string]map[*row]bool)
 	for _, m := range measures {
-		ours, theirs := m.best(clean, true), m.best(clean, false)
-		if ours == nil || theirs != nil && m.better(m.of(theirs), m.of(ours)) {
-			ours = theirs
+		found[m.name] = make(map[*row]bool)
+		for _, rows := range m.groups(clean) {
+			ours, theirs := m.best(rows, true), m.best(rows, false)
+			if ours == nil || theirs != nil && m.better(m.of(theirs), m.of(ours)) {
+				ours = theirs
+			}
+			if ours != nil {
+				found[m.name][ours] = true
+			}
 		}
-		found[m.name] = ours
 	}
 	return found
 }
@@ -382,11 +386,44 @@ func (p *report) winners(mode bench.Mode) []string {
 	}
 	lines := []string{fmt.Sprintf("nothing failed and nothing was delayed with %s.", titles(clean))}
 	for _, m := range measures {
-		if line := m.winner(clean, lossy); line != "" {
-			lines = append(lines, m.name+": "+line)
+		cleanOf, lossyOf := m.groups(clean), m.groups(lossy)
+		for _, handler := range p.handlers() {
+			if !m.same && handler != "" || m.same && handler == "" {
+				continue
+			}
+			name := m.name
+			if m.same {
+				name += ", " + handler
+			}
+			if line := m.winner(cleanOf[handler], lossyOf[handler]); line != "" {
+				lines = append(lines, name+": "+line)
+			}
 		}
 	}
 	return lines
+}
+
+// handlers are those of the rivals, in their order, after "", which is all of them together.
+func (p *report) handlers() []string {
+	all := []string{""}
+	for _, r := range p.rows {
+		if !slices.Contains(all, r.handler) {
+			all = append(all, r.handler)
+		}
+	}
+	return all
+}
+
+// groups are the rows that compare with each other: by their handler, or all of them under "".
+func (m measure) groups(rows []*row) map[string][]*row {
+	if !m.same {
+		return map[string][]*row{"": rows}
+	}
+	groups := make(map[string][]*row)
+	for _, r := range rows {
+		groups[r.handler] = append(groups[r.handler], r)
+	}
+	return groups
 }
 
 func titles(rows []*row) string {
@@ -400,11 +437,11 @@ func titles(rows []*row) string {
 	return strings.Join(list, "; ")
 }
 
-// best returns the best of overlap's rows, or of the others'.
+// best returns the best of overlap's rows, or of the others', among those that compare.
 func (m measure) best(rows []*row, ours bool) *row {
 	var best *row
 	for _, r := range rows {
-		if v := m.of(r); r.ours == ours && v > 0 && (!m.same || r.rival.same) && (best == nil || m.better(v, m.of(best))) {
+		if v := m.of(r); r.ours == ours && v > 0 && (best == nil || m.better(v, m.of(best))) {
 			best = r
 		}
 	}

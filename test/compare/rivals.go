@@ -20,7 +20,7 @@ var managed = regexp.MustCompile(`^(NOTIFY_SOCKET|LISTEN_\w+|WATCHDOG_\w+|INVOCA
 type rival struct {
 	key, title string
 	how        string // it is reloaded, in words
-	same       bool   // it serves the Go handler, so its requests a second compare
+	handler    string // what answers: latencies and rates compare only among the same
 	ours       bool   // it is overlap
 	// missing returns why it can't be measured here, and what would mend that; "" if it can.
 	missing func(*bed) string
@@ -35,10 +35,10 @@ type reloader func(seen <-chan struct{}) error
 
 // rivals are in the order of the table. The first is what the others are compared with.
 var rivals = []rival{
-	{key: "reuseport", title: "go-reuseport and Shutdown", same: true,
+	{key: "reuseport", title: "go-reuseport and Shutdown", handler: goHandler,
 		how:   "the second process is started by hand; SIGTERM to the first once the second has answered",
 		start: startPair},
-	{key: "migrate", title: "the same, tcp_migrate_req=1", same: true,
+	{key: "migrate", title: "the same, tcp_migrate_req=1", handler: goHandler,
 		how:     "as before, with the sysctl net.ipv4.tcp_migrate_req set",
 		missing: missingSysctl,
 		start: func(b *bed) (reloader, error) {
@@ -47,50 +47,71 @@ var rivals = []rival{
 			}
 			return startPair(b)
 		}},
-	{key: "fdpass", title: "socket passed to a child", same: true,
+	{key: "fdpass", title: "socket passed to a child", handler: goHandler,
 		how:   "SIGHUP: the server starts a child with the listening socket (ExtraFiles), which sends SIGTERM to its parent once it can serve; Shutdown",
 		start: func(b *bed) (reloader, error) { return b.hangupServing(b.server(serve.FDPass)) }},
-	{key: "holding", title: "socket held, as systemd does", same: true,
+	{key: "holding", title: "socket held, as systemd does", handler: goHandler,
 		how:   "a holder keeps the listening socket; reload is a restart: SIGTERM, Shutdown, and after its end the next on the same socket (LISTEN_FDS)",
 		start: func(b *bed) (reloader, error) { return b.signalled(syscall.SIGHUP, b.server(serve.Holder)) }},
-	{key: "starter", title: "Server::Starter", same: true,
+	{key: "starter", title: "Server::Starter", handler: goHandler,
 		how:     "SIGHUP to start_server, which starts the next one on the same socket and a second later (its default) sends SIGTERM to the old one; Shutdown",
 		missing: needs("start_server", "apt-get install libserver-starter-perl"),
 		start: func(b *bed) (reloader, error) {
 			return b.signalled(syscall.SIGHUP, append([]string{look("start_server"), "--port=" + b.address, "--"}, b.server(serve.Starter)...))
 		}},
-	{key: "nginx", title: "nginx",
+	{key: "nginx", title: "nginx", handler: "nginx",
 		how:     "SIGHUP to the master, with a new configuration; nginx answers by itself, two workers",
 		missing: needs("nginx", "apt-get install nginx-light"),
 		start:   func(b *bed) (reloader, error) { return startNginx(b, "") }},
-	{key: "nginx-reuseport", title: "nginx, listen … reuseport",
+	{key: "nginx-reuseport", title: "nginx, listen … reuseport", handler: "nginx",
 		how:     "as before, with a listening socket for each worker",
 		missing: needs("nginx", "apt-get install nginx-light"),
 		start:   func(b *bed) (reloader, error) { return startNginx(b, " reuseport") }},
-	{key: "haproxy", title: "HAProxy, master-worker",
+	{key: "haproxy", title: "HAProxy, master-worker", handler: "HAProxy",
 		how:     "SIGUSR2 to the master (-W), with a new configuration; HAProxy answers by itself",
 		missing: needs("haproxy", "apt-get install haproxy"),
 		start:   startHAProxy},
-	{key: "node", title: "Node cluster",
+	{key: "node", title: "Node cluster", handler: "Node",
 		how:     "SIGHUP to the primary, which forks new workers, and when they listen tells the old ones to close and disconnects them",
 		missing: needs("node", "apt-get install nodejs"),
 		start:   startNode},
-	{key: "library", title: "overlap, the library", same: true, ours: true,
+	{key: "library", title: "overlap, the library", handler: goHandler, ours: true,
 		how:   "SIGHUP to the serving process",
 		start: func(b *bed) (reloader, error) { return b.hangupServing(b.server(serve.Library)) }},
-	{key: "run", title: "overlap run, a server that knows nothing of it", same: true, ours: true,
+	{key: "run", title: "overlap run, a server that knows nothing of it", handler: goHandler, ours: true,
 		how:     "SIGHUP to the launcher; --stop-delay 1s: what connections get to end by themselves before Shutdown (the default, 5 s, would only let keep-alive clients wait longer for it)",
 		missing: missingLauncher,
 		start: func(b *bed) (reloader, error) {
 			return b.signalled(syscall.SIGHUP, append(b.launcher("--stop-delay", "1s"), b.server(serve.Plain)...))
 		}},
-	{key: "run-library", title: "overlap run, a server with the library", same: true, ours: true,
+	{key: "run-library", title: "overlap run, a server with the library", handler: goHandler, ours: true,
 		how:     "SIGHUP to the launcher",
 		missing: missingLauncher,
 		start: func(b *bed) (reloader, error) {
 			return b.signalled(syscall.SIGHUP, append(b.launcher(), b.server(serve.Library)...))
 		}},
+	{key: "run-nginx", title: "overlap run, nginx", handler: "nginx", ours: true,
+		how:     "SIGHUP to the launcher, with a new configuration for the next nginx, which is another master with two workers; --stop-signal QUIT, --stop-delay 1s",
+		missing: firstOf(missingLauncher, needs("nginx", "apt-get install nginx-light")),
+		start: func(b *bed) (reloader, error) {
+			return b.configured(nginxConfig(b, ""), syscall.SIGHUP, func(path string) []string {
+				return append(b.launcher("--stop-signal", "QUIT", "--stop-delay", "1s"), nginxCommand(b, path)...)
+			})
+		}},
+	{key: "run-node", title: "overlap run, Node", handler: "Node", ours: true,
+		how:     "SIGHUP to the launcher, which starts the same program of a primary and its workers again; SIGTERM ends it as the reload of Node's cluster ends old workers; --stop-delay 1s",
+		missing: firstOf(missingLauncher, needs("node", "apt-get install nodejs")),
+		start: func(b *bed) (reloader, error) {
+			command, err := nodeCommand(b)
+			if err != nil {
+				return nil, err
+			}
+			return b.signalled(syscall.SIGHUP, append(b.launcher("--stop-delay", "1s"), command...))
+		}},
 }
+
+// goHandler is served by the program of this comparison.
+const goHandler = "Go"
 
 // absent are rivals that nobody here measures, and why.
 var absent = []string{
@@ -129,6 +150,18 @@ func needs(program, install string) func(*bed) string {
 	return func(*bed) string {
 		if look(program) == "" {
 			return program + " is not installed: " + install
+		}
+		return ""
+	}
+}
+
+// firstOf returns why the first of several things is missing.
+func firstOf(all ...func(*bed) string) func(*bed) string {
+	return func(b *bed) string {
+		for _, missing := range all {
+			if why := missing(b); why != "" {
+				return why
+			}
 		}
 		return ""
 	}
@@ -228,7 +261,16 @@ func (b *bed) configured(config func() string, s syscall.Signal, args func(path 
 func workers() int { return runtime.NumCPU() }
 
 func startNginx(b *bed, option string) (reloader, error) {
-	config := func() string {
+	return b.configured(nginxConfig(b, option), syscall.SIGHUP, func(path string) []string { return nginxCommand(b, path) })
+}
+
+func nginxCommand(b *bed, path string) []string {
+	return []string{look("nginx"), "-p", b.dir, "-e", "stderr", "-c", path}
+}
+
+// nginxConfig is nginx's configuration for the generation that is next.
+func nginxConfig(b *bed, option string) func() string {
+	return func() string {
 		return fmt.Sprintf(`daemon off;
 worker_processes %d;
 pid %[2]s/pid;
@@ -252,9 +294,6 @@ http {
 }
 `, workers(), b.dir, b.address, option, serve.GenerationHeader, b.generation, serve.Body)
 	}
-	return b.configured(config, syscall.SIGHUP, func(path string) []string {
-		return []string{look("nginx"), "-p", b.dir, "-e", "stderr", "-c", path}
-	})
 }
 
 func startHAProxy(b *bed) (reloader, error) {
@@ -276,7 +315,7 @@ frontend compare
 
 // nodeProgram replaces its workers one for one, as Node's documentation of the module cluster
 // shows: fork, wait for listening, tell the old one to finish, disconnect. It announces the end to
-// keep-alive clients, as careful servers do.
+// keep-alive clients, as careful servers do. SIGTERM ends it in the same way.
 const nodeProgram = `'use strict';
 const cluster = require('node:cluster'), http = require('node:http'), fs = require('node:fs');
 const [host, port, file, count, header, body] = process.argv.slice(2);
@@ -297,6 +336,7 @@ if (cluster.isPrimary) {
     }
   };
   process.on('SIGHUP', reload);
+  process.on('SIGTERM', () => { for (const w of serving) { w.send('shutdown'); w.disconnect(); } });
   reload();
 } else {
   const generation = fs.readFileSync(file, 'utf8').trim();
@@ -313,13 +353,21 @@ if (cluster.isPrimary) {
 `
 
 func startNode(b *bed) (reloader, error) {
+	command, err := nodeCommand(b)
+	if err != nil {
+		return nil, err
+	}
+	return b.signalled(syscall.SIGHUP, command)
+}
+
+func nodeCommand(b *bed) ([]string, error) {
 	path := filepath.Join(b.dir, "cluster.js")
 	if err := os.WriteFile(path, []byte(nodeProgram), 0o644); err != nil {
 		return nil, err
 	}
 	host, port, _ := strings.Cut(b.address, ":")
-	return b.signalled(syscall.SIGHUP, []string{look("node"), path, host, port, b.generationFile(),
-		fmt.Sprint(workers()), serve.GenerationHeader, serve.Body})
+	return []string{look("node"), path, host, port, b.generationFile(),
+		fmt.Sprint(workers()), serve.GenerationHeader, serve.Body}, nil
 }
 
 // replace writes a file so that a reader sees the old or the new one.
