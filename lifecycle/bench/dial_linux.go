@@ -23,15 +23,12 @@ type dialer struct {
 	target, source unix.Sockaddr // source may be nil: the kernel's choice
 	local, remote  net.Addr
 	name           string
-	// mayMeetItself says that the kernel may choose the target's address and port for
-	// this side too. TCP connects such a socket to itself if nobody listens there.
-	mayMeetItself bool
 }
 
 func newDialer(target netip.AddrPort, index int) *dialer {
 	d := &dialer{
 		family: unix.AF_INET, target: sockaddr(target), remote: net.TCPAddrFromAddrPort(target),
-		name: target.String(), mayMeetItself: true,
+		name: target.String(),
 	}
 	if !target.Addr().Is4() {
 		d.family = unix.AF_INET6
@@ -39,7 +36,6 @@ func newDialer(target netip.AddrPort, index int) *dialer {
 	if ip, ok := sourceFor(target, index); ok {
 		source := netip.AddrPortFrom(ip, 0)
 		d.source, d.local = sockaddr(source), net.TCPAddrFromAddrPort(source)
-		d.mayMeetItself = ip == target.Addr()
 	}
 	return d
 }
@@ -63,12 +59,17 @@ func zoneID(zone string) uint32 {
 // sourceFor spreads clients over the addresses of 127.0.0.0/24 where the target is
 // in 127.0.0.0/8: one source address has some 28,000 ports, and each stays taken for
 // 60 s after a close (TIME_WAIT), which a connection for each request uses up in
-// seconds.
+// seconds. The target's own address is none of them: there a client takes a port that
+// a server may be about to listen on.
 func sourceFor(target netip.AddrPort, index int) (netip.Addr, bool) {
 	if !target.Addr().Is4() || !target.Addr().IsLoopback() {
 		return netip.Addr{}, false
 	}
-	return netip.AddrFrom4([4]byte{127, 0, 0, byte(1 + index%250)}), true
+	ip := netip.AddrFrom4([4]byte{127, 0, 0, byte(2 + index%250)})
+	if ip == target.Addr() {
+		ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	return ip, true
 }
 
 // conn is a connection. The file is there for the runtime's poller, which knows
@@ -118,7 +119,7 @@ func (d *dialer) dialOnce(deadline time.Time) (net.Conn, error) {
 	if e == nil && err == unix.EALREADY {
 		e = d.await(f)
 	}
-	if e == nil && d.mayMeetItself {
+	if e == nil && d.source == nil {
 		e = d.refuseItself(fd)
 	}
 	if e != nil {
@@ -172,8 +173,9 @@ func (d *dialer) await(f *os.File) error {
 	return err
 }
 
-// refuseItself refuses a connection whose two ends are the same socket, as TCP would
-// have done had the kernel chosen another port.
+// refuseItself refuses a connection whose two ends are the same socket. Where nobody
+// listens and the kernel chooses the target's address and port for this side too, TCP
+// makes one; with any other port it would have refused.
 func (d *dialer) refuseItself(fd int) error {
 	own, err := unix.Getsockname(fd)
 	if err != nil {

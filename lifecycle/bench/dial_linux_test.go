@@ -99,6 +99,24 @@ func TestConnectTakesTime(t *testing.T) {
 	}
 }
 
+// No client takes a port of the address that servers listen on.
+func TestSourceIsNotTheTarget(t *testing.T) {
+	t.Parallel()
+	for _, host := range []string{"127.0.0.1", "127.0.0.2", "127.0.0.251", "127.1.2.3"} {
+		target, sources := netip.MustParseAddrPort(host+":80"), map[netip.Addr]bool{}
+		for i := range 1000 {
+			ip, ok := sourceFor(target, i)
+			if !ok || ip == target.Addr() || !ip.IsLoopback() {
+				t.Fatalf("%s, client %d: %v, %v", host, i, ip, ok)
+			}
+			sources[ip] = true
+		}
+		if len(sources) != 250 {
+			t.Errorf("%s: %d sources, want 250", host, len(sources))
+		}
+	}
+}
+
 func TestLinkLocalTarget(t *testing.T) {
 	t.Parallel()
 	lo, err := net.InterfaceByName("lo")
