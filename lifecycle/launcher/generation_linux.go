@@ -67,6 +67,7 @@ type generation struct {
 	stopped    atomic.Bool  // it was sent the stop signal
 	lingered   atomic.Int64 // connections left when it was waited for; -1: it was not
 	killed     atomic.Bool  // its start was given up while the program ran
+	served     bool         // with l.mu
 	restarting chan struct{}
 	abort      context.CancelCauseFunc // ends a start; with l.mu
 	done       chan struct{}           // closed when it is over
@@ -335,11 +336,11 @@ func (g *generation) drain(handover bool) error {
 func (g *generation) over(err error) {
 	g.program.close() // a bind that is still looked at would leave a placeholder behind
 	g.sockets.close()
+	if g.notify != nil {
+		g.notify.Close() // before the number is free for the next one
+	}
 	if g.owner != nil {
 		g.owner.Close()
-	}
-	if g.notify != nil {
-		g.notify.Close()
 	}
 	g.err = err
 	close(g.done)

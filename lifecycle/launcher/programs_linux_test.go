@@ -25,7 +25,7 @@ type programConfig struct {
 	Later    string   // an address that it listens on when asked for /later
 	Drop     string   // an address that it listens on no longer after SIGUSR1
 	Workers  int      // processes, each with a socket of its own; one that ends is started again
-	Reopen   bool     // at SIGUSR2 it listens anew, and closes the old listener when that is empty
+	Reopen   bool     // at SIGUSR2 it listens anew, and closes the old listener a moment later
 	Fail     string   // "unhealthy", "crash early", "crash in check", "hang", "never"
 	Stubborn bool     // it ignores SIGTERM
 	Daemon   bool     // it goes into the background
@@ -160,7 +160,7 @@ func (c programConfig) reopenAtSignal(srv *http.Server, ln net.Listener) {
 		os.Exit(20)
 	}
 	go srv.Serve(again)
-	time.Sleep(500 * time.Millisecond) // overlap has it by then, and the old one's queue is empty
+	time.Sleep(100 * time.Millisecond) // both are there for a moment
 	ln.Close()
 }
 
