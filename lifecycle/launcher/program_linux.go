@@ -55,6 +55,9 @@ func startProgram(g *generation) (*program, error) {
 		if errors.As(err, &e) {
 			return nil, &startError{g.req.command[0], err}
 		}
+		if errors.Is(err, intercept.ErrNoAccess) || errors.Is(err, intercept.ErrNoFilter) {
+			err = fmt.Errorf("%w; %w", err, ErrNotShared)
+		}
 		return nil, fmt.Errorf("start %s: %w", g.req.command[0], err)
 	}
 	if p.id, err = process.Of(p.cmd.Process.Pid); err != nil {

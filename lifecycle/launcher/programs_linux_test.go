@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	reuseport "github.com/libp2p/go-reuseport"
+
 	"overlap/lifecycle"
 )
 
@@ -26,6 +28,8 @@ type programConfig struct {
 	Drop     string   // an address that it listens on no longer after SIGUSR1
 	Workers  int      // processes, each with a socket of its own; one that ends is started again
 	Reopen   bool     // at SIGUSR2 it listens anew, and closes the old listener when that is empty
+	Share    bool     // it sets SO_REUSEPORT itself
+	User     int      // who it becomes before it listens, where that is not 0
 	Fail     string   // "unhealthy", "crash early", "crash in check", "hang", "never"
 	Stubborn bool     // it ignores SIGTERM
 	Daemon   bool     // it goes into the background
@@ -106,8 +110,18 @@ func (c programConfig) serve() error {
 	}
 	srv := &http.Server{Handler: c.handler()}
 	failed := make(chan error, 1)
+	if c.User != 0 {
+		if err := syscall.Setuid(c.User); err != nil {
+			return err
+		}
+	}
+	lc := net.ListenConfig{}
+	if c.Share {
+		lc.Control = reuseport.Control
+		lc.SetMultipathTCP(false)
+	}
 	for _, addr := range c.Listen {
-		ln, err := net.Listen("tcp", addr)
+		ln, err := lc.Listen(context.Background(), "tcp", addr)
 		if err != nil {
 			return err
 		}
