@@ -213,6 +213,7 @@ func reached(t *testing.T, f func(t *testing.T, s *service)) {
 			s := newService(t)
 			s.c.NoGetfd = refused
 			f(t, s)
+			s.noCopies()
 			if got := strings.Contains(s.output(), "sockets are made by the launcher"); got != refused {
 				t.Errorf("sockets were made: %v", got)
 			}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	reuseport "github.com/libp2p/go-reuseport"
+	"golang.org/x/sys/unix"
 
 	"overlap/lifecycle"
 )
@@ -30,7 +31,8 @@ type programConfig struct {
 	Reopen   bool     // at SIGUSR2 it listens anew, and closes the old listener when that is empty
 	Share    bool     // it sets SO_REUSEPORT itself
 	User     int      // who it becomes before it listens, where that is not 0
-	Fail     string   // "unhealthy", "crash early", "crash in check", "hang", "never"
+	UDP      []string // addresses that it binds, and does not read from
+	Fail     string   // "late": not healthy for a second; "unhealthy", "crash early", "crash in check", "hang", "never"
 	Stubborn bool     // it ignores SIGTERM
 	Daemon   bool     // it goes into the background
 	Child    bool     // it has a worker in a session of its own, which ignores SIGTERM too
@@ -120,6 +122,9 @@ func (c programConfig) serve() error {
 		lc.Control = reuseport.Control
 		lc.SetMultipathTCP(false)
 	}
+	if err := c.bindDatagrams(); err != nil {
+		return err
+	}
 	for _, addr := range c.Listen {
 		ln, err := lc.Listen(context.Background(), "tcp", addr)
 		if err != nil {
@@ -206,15 +211,51 @@ func (c programConfig) work() error {
 	return nil
 }
 
+// datagrams are the sockets of UDP.
+var datagrams []*net.UDPConn
+
+func (c programConfig) bindDatagrams() error {
+	for _, addr := range c.UDP {
+		pc, err := net.ListenPacket("udp", addr)
+		if err != nil {
+			return err
+		}
+		datagrams = append(datagrams, pc.(*net.UDPConn))
+	}
+	return nil
+}
+
+// shared says of each UDP socket whether it shares its port.
+func shared(w http.ResponseWriter, _ *http.Request) {
+	for _, c := range datagrams {
+		if raw, err := c.SyscallConn(); err == nil {
+			raw.Control(func(fd uintptr) {
+				on, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT)
+				fmt.Fprintln(w, on, err)
+			})
+		}
+	}
+}
+
 func (c programConfig) handler() http.Handler {
 	mux := http.NewServeMux()
+	well := time.Now().Add(time.Second)
+	mux.HandleFunc("/shared", shared)
 	generation := os.Getenv("OVERLAP_GENERATION")
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Overlap-Generation", generation)
+		if c.Fail == "late" && time.Now().Before(well) {
+			http.Error(w, "a client came before it was healthy", http.StatusServiceUnavailable)
+			return
+		}
 		fmt.Fprintf(w, "pid %d\n", os.Getpid())
 	})
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) {
 		switch c.Fail {
+		case "late":
+			if time.Now().Before(well) {
+				http.Error(w, "not yet", http.StatusServiceUnavailable)
+			}
 		case "unhealthy":
 			http.Error(w, "the database is gone", http.StatusServiceUnavailable)
 		case "crash in check":
