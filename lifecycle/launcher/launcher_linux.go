@@ -35,6 +35,7 @@ type launcher struct {
 	current  *generation
 	all      map[*generation]bool
 	stopping bool
+	result   *happening // how the generation ended that served last
 
 	events chan happening
 }
@@ -243,10 +244,13 @@ func (l *launcher) ended(h happening) (bool, error) {
 	defer l.mu.Unlock()
 	delete(l.all, h.gen)
 	if l.current == h.gen {
-		l.current = nil
+		l.current, l.result = nil, &h
 	}
 	if len(l.all) > 0 {
 		return false, nil
+	}
+	if l.result != nil { // one that still drained, or started, may be over later
+		h = *l.result
 	}
 	if h.gen.handedOver.Load() || errors.Is(h.err, errSuperseded) {
 		l.log.Info("a newer launcher has taken over, this one ends")

@@ -154,6 +154,21 @@ func TestLossUnprivileged(t *testing.T) {
 	}
 }
 
+// TestLossMade: where the launcher makes the sockets it can neither hide nor gate them, and what lies
+// between two looks at the steering must be as empty.
+func TestLossMade(t *testing.T) {
+	for name, start := range map[string]func(*service, string){"go": goServer("polite"), "nginx reuseport": nginx("reuseport", 3)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			s.c.NoGetfd = true
+			addr := free(t, "tcp", "127.0.0.1")
+			start(s, addr)
+			s.loss(addr, false)
+		})
+	}
+}
+
 // TestReuseOff: a program that sets SO_REUSEPORT itself is handed over without a look at its binds.
 func TestReuseOff(t *testing.T) {
 	t.Parallel()
