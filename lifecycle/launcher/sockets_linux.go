@@ -41,6 +41,7 @@ type sockets struct {
 	stopOnce sync.Once
 	running  sync.WaitGroup
 	watched  map[int]bool // processes that have bound a socket
+	looking  *time.Timer  // until the next look after something happened
 }
 
 // pending is a socket that is bound, or about to be, and does not listen yet.
@@ -334,6 +335,11 @@ func (s *sockets) count() int {
 
 func (s *sockets) close() {
 	s.stopOnce.Do(func() { close(s.stop) })
+	s.mu.Lock()
+	if s.looking != nil {
+		s.looking.Stop()
+	}
+	s.mu.Unlock()
 	s.running.Wait()
 }
 
