@@ -40,6 +40,7 @@ type Member struct {
 	ready   bool      // Reserve was called, and nothing came between
 	places  []int     // of sockets, since the last Settle
 	serving []int     // who else gets connections meanwhile
+	held    []int     // where the placeholders were at the last Settle
 	open    bool      // the gate is open: what joins is opened once it stands
 	closed  bool
 }
@@ -283,6 +284,11 @@ func (m *Member) settleLocked(serving []uint64) error {
 			return fmt.Errorf("settle on %s: none of the generation's sockets listens", m.addr)
 		}
 		m.serving = placesOf(array, serving)
+		var holders []uint64
+		for _, h := range m.holders {
+			holders = append(holders, h.inode)
+		}
+		m.held = placesOf(array, holders)
 		missing := m.missingLocked(len(m.holders))
 		if missing <= 0 {
 			return nil

@@ -7,6 +7,20 @@ import (
 	"syscall"
 )
 
+// othersLocked are the places that clients get while the member is probed. Where nobody serves they
+// wait at a placeholder: not each of the member's sockets has a gate.
+func (m *Member) othersLocked() []int {
+	switch {
+	case m.open:
+		return m.places
+	case len(m.serving) > 0:
+		return m.serving
+	case len(m.held) > 0:
+		return m.held
+	}
+	return m.places
+}
+
 // DialProbe connects to the member's address and reaches the member's own sockets and no
 // other generation's, through the public address, also while the gate is closed: from a port
 // of its own that the program is told of before the connect. The places must be known from
@@ -21,10 +35,7 @@ func (m *Member) DialProbe(ctx context.Context) (net.Conn, error) {
 	if len(m.places) == 0 {
 		return nil, fmt.Errorf("probe %s: no socket listens there", a)
 	}
-	others := m.serving
-	if len(others) == 0 || m.open {
-		others = m.places
-	}
+	others := m.othersLocked()
 	var prepared error
 	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 		err := c.Control(func(fd uintptr) {

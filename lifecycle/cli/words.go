@@ -159,6 +159,8 @@ func explain(err error) (text, hint string, code int) {
 	case errors.Is(err, lifecycle.ErrOther):
 		verb, command, _ := strings.Cut(again, " ")
 		hint = strings.TrimSpace("give the new service a name of its own: overlap " + verb + " --name OTHER " + command)
+	case errors.Is(err, launcher.ErrNotShared):
+		hint = "start it so that it does, and leave that to it: overlap run --reuse off -- COMMAND"
 	case errors.Is(err, launcher.ErrOldLauncher):
 		hint = "give it the command alone: overlap reload " + name + " -- COMMAND"
 	case errors.Is(err, lifecycle.ErrSupervised):

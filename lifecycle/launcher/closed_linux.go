@@ -17,19 +17,28 @@ import (
 // after it got a signal, or has bound an address once more; and before somebody is told of the sockets (a
 // status, a newcomer). Nothing looks at a program where nothing happens.
 
-// looks are when a program is looked at after something happened that listeners may be closed for.
-func looks() (all []time.Duration) {
-	for d := 20 * time.Millisecond; d < 15*time.Second; d *= 2 {
-		all = append(all, d)
-	}
-	return all
-}
+// A program is looked at so soon after something happened that listeners may be closed for, then in
+// twice the time, and so on for about 10 s.
+const (
+	firstLook = 20 * time.Millisecond
+	lastLook  = 10 * time.Second
+)
 
 // expect has the program looked at for a while.
-func (s *sockets) expect() {
-	for _, d := range looks() {
-		time.AfterFunc(d, s.poke)
+func (s *sockets) expect() { s.lookIn(firstLook) }
+
+func (s *sockets) lookIn(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.looking != nil {
+		s.looking.Stop() // one row of looks is enough for many signals
 	}
+	s.looking = time.AfterFunc(d, func() {
+		s.poke()
+		if d *= 2; d < lastLook {
+			s.lookIn(d)
+		}
+	})
 }
 
 // watch has the program looked at when one of its processes ends, which may be the only one that

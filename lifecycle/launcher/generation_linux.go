@@ -67,7 +67,6 @@ type generation struct {
 	stopped    atomic.Bool  // it was sent the stop signal
 	lingered   atomic.Int64 // connections left when it was waited for; -1: it was not
 	killed     atomic.Bool  // its start was given up while the program ran
-	served     bool         // with l.mu
 	restarting chan struct{}
 	abort      context.CancelCauseFunc // ends a start; with l.mu
 	done       chan struct{}           // closed when it is over

@@ -70,6 +70,7 @@ type config struct {
 	Restart     string
 	Adopt       int
 	SteeringOff bool
+	Reuse       string
 	NoGetfd     bool // pidfd_getfd is refused, as in Docker's containers
 }
 
@@ -92,7 +93,7 @@ func launch(path string) int {
 	trial.Step = func(name string) { pauseAt(c.Root, name) }
 	o := launcher.Options{Name: c.Name, StateDir: c.Root, Command: c.Command, Dir: c.Root, Adopt: c.Adopt,
 		Settings: launcher.Settings{Listen: c.Listen, Health: c.Probes, StartTimeout: c.Start, StopDelay: c.StopDelay,
-			DrainTimeout: c.Drain, Hold: c.Hold, Restart: c.Restart},
+			DrainTimeout: c.Drain, Hold: c.Hold, Restart: c.Restart, Reuse: c.Reuse},
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	err := launcher.Run(context.Background(), o)
 	var exit *launcher.ExitError

@@ -34,8 +34,8 @@ type launcher struct {
 	set      *settings
 	current  *generation
 	all      map[*generation]bool
-	last     happening // the end of the last one that had served
 	stopping bool
+	result   *happening // how the generation ended that served last
 
 	events chan happening
 }
@@ -233,7 +233,7 @@ func (l *launcher) serving() *generation {
 func (l *launcher) setCurrent(g *generation) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.current, g.served = g, true
+	l.current = g
 	l.command, l.dir, l.env, l.set = g.req.command, g.req.dir, g.req.env, g.req.set
 }
 
@@ -244,16 +244,13 @@ func (l *launcher) ended(h happening) (bool, error) {
 	defer l.mu.Unlock()
 	delete(l.all, h.gen)
 	if l.current == h.gen {
-		l.current = nil
-	}
-	if h.gen.served {
-		l.last = h
+		l.current, l.result = nil, &h
 	}
 	if len(l.all) > 0 {
 		return false, nil
 	}
-	if !h.gen.served && !errors.Is(h.err, errSuperseded) {
-		h = l.last // what became of a start is not what became of the service
+	if l.result != nil { // one that still drained, or started, may be over later
+		h = *l.result
 	}
 	if h.gen.handedOver.Load() || errors.Is(h.err, errSuperseded) {
 		l.log.Info("a newer launcher has taken over, this one ends")

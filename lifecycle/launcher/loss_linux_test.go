@@ -12,6 +12,7 @@ import (
 
 	"overlap/lifecycle/bench"
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/launcher"
 )
 
 var reloads = flag.Int("reloads", 10, "how many reloads a loss test makes")
@@ -153,6 +154,71 @@ func TestLossUnprivileged(t *testing.T) {
 	}
 }
 
+// TestLossMade: where the launcher makes the sockets it can neither hide nor gate them, and what lies
+// between two looks at the steering must be as empty.
+func TestLossMade(t *testing.T) {
+	for name, start := range map[string]func(*service, string){"go": goServer("polite"), "nginx reuseport": nginx("reuseport", 3)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			s.c.NoGetfd = true
+			addr := free(t, "tcp", "127.0.0.1")
+			start(s, addr)
+			s.loss(addr, false)
+		})
+	}
+}
+
+// TestReuseOff: a program that sets SO_REUSEPORT itself is handed over without a look at its binds.
+func TestReuseOff(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.c.Reuse = launcher.ReuseOff
+	addr := free(t, "tcp", "127.0.0.1")
+	s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}, Share: true})
+	s.loss(addr, false)
+}
+
+// TestReuseOffRefused: what could not be handed over then is said at the first start.
+func TestReuseOffRefused(t *testing.T) {
+	for name, f := range map[string]struct {
+		share, noGetfd bool
+		says           string
+	}{
+		"not shared":   {false, false, launcher.ErrNotShared.Error()},
+		"out of reach": {true, true, "pidfd_getfd"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			s.c.Reuse, s.c.NoGetfd = launcher.ReuseOff, f.noGetfd
+			s.goProgram(programConfig{Kind: "polite", Listen: []string{free(t, "tcp", "127.0.0.1")}, Share: f.share})
+			if code := s.code(s.start()); code != launcher.ExitOwnFailure {
+				t.Errorf("exit code %d", code)
+			}
+			s.said(f.says)
+			if left := s.left(); len(left) > 0 {
+				t.Errorf("processes %v are left", left)
+			}
+		})
+	}
+}
+
+// TestOtherUser: the program of a privileged launcher may become another user before it listens.
+func TestOtherUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root may become another user")
+	}
+	t.Parallel()
+	s := newService(t)
+	if err := os.Chmod(s.root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	addr := free(t, "tcp", "127.0.0.1")
+	s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}, User: 65534})
+	s.loss(addr, false)
+}
+
 // reached are the ways in which a launcher gets hold of its program's sockets.
 func reached(t *testing.T, f func(t *testing.T, s *service)) {
 	t.Parallel()
@@ -162,6 +228,7 @@ func reached(t *testing.T, f func(t *testing.T, s *service)) {
 			s := newService(t)
 			s.c.NoGetfd = refused
 			f(t, s)
+			s.noCopies()
 			if got := strings.Contains(s.output(), "sockets are made by the launcher"); got != refused {
 				t.Errorf("sockets were made: %v", got)
 			}

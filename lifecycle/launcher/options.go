@@ -88,6 +88,10 @@ func (o *Options) defaults() error {
 // ErrOldLauncher is a launcher that must not exit and would not heed the flags that it is given.
 var ErrOldLauncher = errors.New("the running launcher is of an older version that takes a command, but no flags")
 
+// ErrNotShared is a program without SO_REUSEPORT that could not be given it.
+var ErrNotShared = errors.New("the program must set SO_REUSEPORT itself (nginx: listen ... reuseport; gunicorn: --reuse-port; " +
+	"Node: listen({port, reusePort: true}); Python: allow_reuse_port = True; Go: net.ListenConfig.Control)")
+
 // forever stands for no time-out.
 const forever = 100 * 365 * 24 * time.Hour
 

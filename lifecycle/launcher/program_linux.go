@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,13 +31,13 @@ type program struct {
 
 // startProgram starts the generation's command.
 func startProgram(g *generation) (*program, error) {
-	path, err := lookUp(g.req.command[0], g.req.dir)
-	if err != nil {
-		return nil, &startError{g.req.command[0], err}
-	}
 	env, err := g.environment()
 	if err != nil {
 		return nil, err
+	}
+	path, err := lookUp(g.req.command[0], g.req.dir, env)
+	if err != nil {
+		return nil, &startError{g.req.command[0], err}
 	}
 	p := &program{env: env, ended: make(chan struct{})}
 	mode := intercept.Auto
@@ -54,6 +55,9 @@ func startProgram(g *generation) (*program, error) {
 		var e *exec.Error
 		if errors.As(err, &e) {
 			return nil, &startError{g.req.command[0], err}
+		}
+		if errors.Is(err, intercept.ErrNoAccess) || errors.Is(err, intercept.ErrNoFilter) {
+			err = fmt.Errorf("%w; %w", err, ErrNotShared)
 		}
 		return nil, fmt.Errorf("start %s: %w", g.req.command[0], err)
 	}
@@ -133,11 +137,32 @@ func startCode(err error) (int, bool) {
 	return ExitNotExecutable, true
 }
 
-// lookUp finds the program anew for each generation, relative to its directory.
-func lookUp(name, dir string) (string, error) {
-	if !strings.ContainsRune(name, filepath.Separator) {
-		return exec.LookPath(name)
+// lookUp finds the program anew for each generation, relative to its directory, by the PATH of its
+// own environment: that of who asked for it.
+func lookUp(name, dir string, env []string) (string, error) {
+	if strings.ContainsRune(name, filepath.Separator) {
+		return executable(name, dir)
 	}
+	for _, in := range filepath.SplitList(variable(env, "PATH")) {
+		if path, err := executable(filepath.Join(in, name), dir); err == nil {
+			return path, nil
+		}
+	}
+	return "", &exec.Error{Name: name, Err: exec.ErrNotFound}
+}
+
+// variable is the last one of a name.
+func variable(env []string, name string) string {
+	for _, v := range slices.Backward(env) {
+		if value, ok := strings.CutPrefix(v, name+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// executable is the path of a file that can be executed.
+func executable(name, dir string) (string, error) {
 	if !filepath.IsAbs(name) {
 		name = filepath.Join(dir, name)
 	}

@@ -15,6 +15,9 @@ import (
 	"testing"
 	"time"
 
+	reuseport "github.com/libp2p/go-reuseport"
+	"golang.org/x/sys/unix"
+
 	"overlap/lifecycle"
 )
 
@@ -26,7 +29,10 @@ type programConfig struct {
 	Drop     string   // an address that it listens on no longer after SIGUSR1
 	Workers  int      // processes, each with a socket of its own; one that ends is started again
 	Reopen   bool     // at SIGUSR2 it listens anew, and closes the old listener a moment later
-	Fail     string   // "unhealthy", "crash early", "crash in check", "hang", "never"
+	Share    bool     // it sets SO_REUSEPORT itself
+	User     int      // who it becomes before it listens, where that is not 0
+	UDP      []string // addresses that it binds, and does not read from
+	Fail     string   // "late": not healthy for a second; "unhealthy", "crash early", "crash in check", "hang", "never"
 	Stubborn bool     // it ignores SIGTERM
 	Daemon   bool     // it goes into the background
 	Child    bool     // it has a worker in a session of its own, which ignores SIGTERM too
@@ -106,8 +112,21 @@ func (c programConfig) serve() error {
 	}
 	srv := &http.Server{Handler: c.handler()}
 	failed := make(chan error, 1)
+	if c.User != 0 {
+		if err := syscall.Setuid(c.User); err != nil {
+			return err
+		}
+	}
+	lc := net.ListenConfig{}
+	if c.Share {
+		lc.Control = reuseport.Control
+		lc.SetMultipathTCP(false)
+	}
+	if err := c.bindDatagrams(); err != nil {
+		return err
+	}
 	for _, addr := range c.Listen {
-		ln, err := net.Listen("tcp", addr)
+		ln, err := lc.Listen(context.Background(), "tcp", addr)
 		if err != nil {
 			return err
 		}
@@ -192,15 +211,51 @@ func (c programConfig) work() error {
 	return nil
 }
 
+// datagrams are the sockets of UDP.
+var datagrams []*net.UDPConn
+
+func (c programConfig) bindDatagrams() error {
+	for _, addr := range c.UDP {
+		pc, err := net.ListenPacket("udp", addr)
+		if err != nil {
+			return err
+		}
+		datagrams = append(datagrams, pc.(*net.UDPConn))
+	}
+	return nil
+}
+
+// shared says of each UDP socket whether it shares its port.
+func shared(w http.ResponseWriter, _ *http.Request) {
+	for _, c := range datagrams {
+		if raw, err := c.SyscallConn(); err == nil {
+			raw.Control(func(fd uintptr) {
+				on, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT)
+				fmt.Fprintln(w, on, err)
+			})
+		}
+	}
+}
+
 func (c programConfig) handler() http.Handler {
 	mux := http.NewServeMux()
+	well := time.Now().Add(time.Second)
+	mux.HandleFunc("/shared", shared)
 	generation := os.Getenv("OVERLAP_GENERATION")
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Overlap-Generation", generation)
+		if c.Fail == "late" && time.Now().Before(well) {
+			http.Error(w, "a client came before it was healthy", http.StatusServiceUnavailable)
+			return
+		}
 		fmt.Fprintf(w, "pid %d\n", os.Getpid())
 	})
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) {
 		switch c.Fail {
+		case "late":
+			if time.Now().Before(well) {
+				http.Error(w, "not yet", http.StatusServiceUnavailable)
+			}
 		case "unhealthy":
 			http.Error(w, "the database is gone", http.StatusServiceUnavailable)
 		case "crash in check":

@@ -41,6 +41,7 @@ type sockets struct {
 	stopOnce sync.Once
 	running  sync.WaitGroup
 	watched  map[int]bool // processes that have bound a socket
+	looking  *time.Timer  // until the next look after something happened
 }
 
 // pending is a socket that is bound, or about to be, and does not listen yet.
@@ -334,44 +335,12 @@ func (s *sockets) count() int {
 
 func (s *sockets) close() {
 	s.stopOnce.Do(func() { close(s.stop) })
+	s.mu.Lock()
+	if s.looking != nil {
+		s.looking.Stop()
+	}
+	s.mu.Unlock()
 	s.running.Wait()
-}
-
-// discover finds the listeners of a program that is not intercepted.
-func (s *sockets) discover() error {
-	inodes := s.inodes()
-	diag, err := sockdiag.Open()
-	if err != nil {
-		return err
-	}
-	defer diag.Close()
-	all, err := diag.Listeners(0)
-	if err != nil {
-		return err
-	}
-	for _, l := range all {
-		if !inodes[l.Inode] || l.Local.Port() == 0 {
-			continue
-		}
-		a := reuse.Address{Network: "tcp", AddrPort: l.Local, V6Only: l.V6Only}
-		if s.known(l.Inode) {
-			continue
-		}
-		m, err := s.join(a, int(l.UID))
-		if err != nil {
-			return fmt.Errorf("%w (with --reuse off the program must set SO_REUSEPORT itself)", err)
-		}
-		control := s.borrow(s.g.program.pid(), l.Inode)
-		if err := control(func(fd int) error { return reuse.Share(fd, a) }); err != nil && !errors.Is(err, reuse.ErrUnreachable) {
-			return err
-		}
-		m.Adopt(l.Inode, control)
-	}
-	return nil
-}
-
-func (s *sockets) known(ino uint64) bool {
-	return slices.ContainsFunc(s.g.owner.Members(), func(m *reuse.Member) bool { return slices.Contains(m.Inodes(), ino) })
 }
 
 // inodes are those of all sockets of the program's processes.

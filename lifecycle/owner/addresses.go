@@ -165,8 +165,27 @@ func (o *Owner) suspect(ctx context.Context, a reuse.Address, there []reuse.Stra
 	return nil
 }
 
+// Claim says that a socket that is no member's yet is the generation's own, and no stranger's.
+func (o *Owner) Claim(ino uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.claimed == nil {
+		o.claimed = map[uint64]bool{}
+	}
+	o.claimed[ino] = true
+}
+
+func (o *Owner) claims(ino uint64) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.claimed[ino]
+}
+
 // mine reports whether a listener is one of this generation's own.
 func (o *Owner) mine(s reuse.Stranger) bool {
+	if o.claims(s.Inode) {
+		return true
+	}
 	return slices.ContainsFunc(o.Members(), func(m *reuse.Member) bool {
 		return slices.Contains(m.Sockets(), s.Inode)
 	})

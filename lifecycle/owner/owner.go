@@ -66,6 +66,7 @@ type Owner struct {
 	lock        *state.Lock // the handover lock, while this owner holds it
 	record      state.Record
 	addresses   []*address
+	claimed     map[uint64]bool // sockets of the program that are no member's yet
 	predecessor *predecessor
 
 	// finding is held while the predecessor may become another one.

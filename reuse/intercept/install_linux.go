@@ -45,9 +45,9 @@ func refusal(errno syscall.Errno) error {
 	case unix.EBUSY:
 		return fmt.Errorf("%w: %v", ErrNested, err)
 	case unix.EINVAL:
-		return fmt.Errorf("install filter: %v (user notification needs Linux 5.0)", err)
+		return fmt.Errorf("%w: %v (user notification needs Linux 5.0)", ErrNoFilter, err)
 	case unix.ENOSYS, unix.EPERM:
-		return fmt.Errorf("install filter: %v (seccomp is missing in the kernel, or a container's profile forbids it)", err)
+		return fmt.Errorf("%w: %v (seccomp is missing in the kernel, or a container's profile forbids it)", ErrNoFilter, err)
 	}
 	return fmt.Errorf("install filter: %v", err)
 }

@@ -44,6 +44,9 @@ var (
 	// that of an outer launcher, or of the container's runtime. A process can
 	// have only one.
 	ErrNested = errors.New("a seccomp filter with notifications is already in force, and there can be only one (is this inside another overlap run?)")
+	// ErrNoFilter says that the kernel, or a container's profile, lets nobody
+	// install the filter.
+	ErrNoFilter = errors.New("no filter can be installed")
 	// ErrNoAccess says that the launcher may not read the program's memory or
 	// descriptors, and no other way was allowed. The text around it names what
 	// was refused.
