@@ -10,18 +10,23 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"overlap/lifecycle"
+	"overlap/lifecycle/bench"
 )
 
 // programConfig is what a program of the tests does; each generation reads it anew.
 type programConfig struct {
 	Kind     string   // "plain", "polite", "guest", "udp"
 	Listen   []string // "127.0.0.1:80"
+	Sockets  int      // how many it has for each address; then it asks for SO_REUSEPORT itself
 	Later    string   // an address that it listens on when asked for /later
 	Drop     string   // an address that it listens on no longer after SIGUSR1
 	Workers  int      // processes, each with a socket of its own; one that ends is started again
@@ -106,8 +111,17 @@ func (c programConfig) serve() error {
 	}
 	srv := &http.Server{Handler: c.handler()}
 	failed := make(chan error, 1)
-	for _, addr := range c.Listen {
-		ln, err := net.Listen("tcp", addr)
+	var lc net.ListenConfig
+	listen := c.Listen
+	if c.Sockets > 1 {
+		lc.Control = func(_, _ string, raw syscall.RawConn) (err error) {
+			raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
+			return err
+		}
+		listen = slices.Repeat(listen, c.Sockets)
+	}
+	for _, addr := range listen {
+		ln, err := lc.Listen(context.Background(), "tcp", addr)
 		if err != nil {
 			return err
 		}
@@ -233,7 +247,8 @@ func echoDatagrams(addr string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := pc.WriteTo(buf[:n], from); err != nil {
+		answer := fmt.Appendf(buf[:n], "\n%s: %s", bench.GenerationHeader, os.Getenv("OVERLAP_GENERATION"))
+		if _, err := pc.WriteTo(answer, from); err != nil {
 			return err
 		}
 	}
