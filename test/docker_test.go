@@ -197,13 +197,8 @@ type docker struct {
 // newDocker makes the images; they, and what is made of them, are removed with the test.
 func newDocker(t *testing.T) *docker {
 	t.Helper()
-	if _, err := exec.LookPath("docker"); err != nil {
-		lacking(t, "docker is missing: apt-get install docker.io")
-	}
 	d := &docker{}
-	if out, err := d.docker("version", "--format", "{{.Server.Os}} {{.Server.Version}}"); err != nil || !strings.HasPrefix(out, "linux ") {
-		lacking(t, "no Docker engine for Linux answers (%v): %s", err, out)
-	}
+	d.engine(t)
 	dir := t.TempDir()
 	for name, pkg := range map[string]string{"overlap": "overlap", "fixture": "overlap/test/fixture/command"} {
 		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, name), pkg)
@@ -223,6 +218,17 @@ func newDocker(t *testing.T) *docker {
 		"",
 	}, "\n"))
 	return d
+}
+
+// engine skips the test where there is none.
+func (d *docker) engine(t testing.TB) {
+	t.Helper()
+	if _, err := exec.LookPath("docker"); err != nil {
+		lacking(t, "docker is missing: apt-get install docker.io")
+	}
+	if out, err := d.docker("version", "--format", "{{.Server.Os}} {{.Server.Version}}"); err != nil || !strings.HasPrefix(out, "linux ") {
+		lacking(t, "no Docker engine for Linux answers (%v): %s", err, out)
+	}
 }
 
 // finalStage is what the Dockerfile's image is made of.

@@ -1,7 +1,10 @@
 package launcher_test
 
 import (
+	"context"
 	"fmt"
+	"net"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -67,11 +70,99 @@ var allVictims = []victims{
 // byHand is a handover from one launcher to another that a test disturbs.
 type byHand struct {
 	*service
-	addr  string
+	// ask returns the generation that answers.
+	ask func() (int, error)
+	// load has clients while f runs.
+	load  func(f func()) []*bench.Result
+	lossy bool // clients lose what a placeholder drops
 	step  string
 	phase phase
 	who   victims
 	old   state.Record
+}
+
+// overTCP is a service that answers requests at addresses, and has the clients at the first.
+func overTCP(t *testing.T, c programConfig) *byHand {
+	t.Helper()
+	s, _, _ := polite(t, func(s *service, p *programConfig) {
+		s.c.Start = 15 * time.Second
+		p.Listen, p.Sockets = c.Listen, c.Sockets
+		s.c.Listen = c.Listen
+	})
+	h := &byHand{service: s, old: s.alone()}
+	h.ask = func() (newest int, err error) {
+		for _, addr := range c.Listen {
+			n, err := ask(addr)
+			if err != nil {
+				return 0, err
+			}
+			newest = max(newest, n)
+		}
+		return newest, nil
+	}
+	h.load = func(f func()) []*bench.Result {
+		a := s.under(c.Listen[0], f)
+		return []*bench.Result{a.close, a.keepAlive}
+	}
+	return h
+}
+
+// overUDP is a service that sends datagrams back.
+func overUDP(t *testing.T, addr string) *byHand {
+	t.Helper()
+	s, _, _ := polite(t, func(s *service, p *programConfig) {
+		s.c.Start, s.c.Probes = 15*time.Second, nil
+		p.Kind, p.Listen = "udp", []string{addr}
+		s.c.Listen = []string{"udp:" + addr}
+	})
+	h := &byHand{service: s, lossy: true, old: s.alone()}
+	h.ask = func() (int, error) { return askDatagram(addr) }
+	h.load = func(f func()) []*bench.Result {
+		ctx, stop := context.WithCancel(context.Background())
+		defer stop()
+		type end struct {
+			r   *bench.Result
+			err error
+		}
+		ended := make(chan end, 1)
+		go func() {
+			l := bench.Load{Address: addr, Network: "udp", Clients: 8, Body: []byte("hello"), Timeout: 200 * time.Millisecond, Think: 5 * time.Millisecond}
+			r, err := l.Run(ctx, nil)
+			ended <- end{r, err}
+		}()
+		f()
+		stop()
+		e := <-ended
+		if e.err != nil {
+			t.Fatal(e.err)
+		}
+		return []*bench.Result{e.r}
+	}
+	return h
+}
+
+// askDatagram is ask for a server that sends datagrams back. What is lost is sent again.
+func askDatagram(addr string) (int, error) {
+	conn, err := net.Dial("udp", addr)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	buf := make([]byte, 512)
+	for deadline := time.Now().Add(waitFor); time.Now().Before(deadline); {
+		conn.SetDeadline(time.Now().Add(200 * time.Millisecond))
+		var n int
+		if _, err = conn.Write([]byte("who")); err == nil {
+			n, err = conn.Read(buf)
+		}
+		if err != nil {
+			time.Sleep(time.Millisecond) // where it is refused at once
+			continue
+		}
+		_, number, _ := strings.Cut(string(buf[:n]), bench.GenerationHeader+": ")
+		return strconv.Atoi(number)
+	}
+	return 0, err
 }
 
 // TestKillByHand: kill -9 of anybody at each step of a handover between two launchers that were
@@ -87,18 +178,64 @@ func TestKillByHand(t *testing.T) {
 			if step.step == "told" && who.newLauncher && who.newProgram {
 				continue // by then the old one may have let go, or not
 			}
-			command := []string{"run", "reload", "stop"}[next%3]
+			command := nextCommands[next%3]
 			next++
 			t.Run(step.step+"/"+who.name+"/"+command, func(t *testing.T) {
 				t.Parallel()
-				s, addr, _ := polite(t, func(s *service, _ *programConfig) { s.c.Start = 15 * time.Second })
-				h := &byHand{service: s, addr: addr, step: step.step, phase: step.phase, who: who, old: s.alone()}
-				h.disturb()
-				h.command(command)
-				h.end()
+				h := overTCP(t, programConfig{Listen: []string{free(t, "tcp", "127.0.0.1")}})
+				h.step, h.phase, h.who = step.step, step.phase, who
+				h.run(command)
 			})
 		}
 	}
+}
+
+var nextCommands = []string{"run", "reload", "stop"}
+
+// TestKillKinds is TestKillByHand for other kinds of services, at some of the steps.
+func TestKillKinds(t *testing.T) {
+	local := "127.0.0.1"
+	kinds := []struct {
+		name string
+		make func(t *testing.T) *byHand
+	}{
+		{"udp", func(t *testing.T) *byHand { return overUDP(t, free(t, "udp", local)) }},
+		{"ipv6", func(t *testing.T) *byHand {
+			return overTCP(t, programConfig{Listen: []string{free(t, "tcp", "::1")}})
+		}},
+		{"ports", func(t *testing.T) *byHand {
+			return overTCP(t, programConfig{Listen: []string{free(t, "tcp", local), free(t, "tcp", local), free(t, "tcp", "::1")}})
+		}},
+		{"sockets", func(t *testing.T) *byHand {
+			return overTCP(t, programConfig{Listen: []string{free(t, "tcp", local)}, Sockets: 3})
+		}},
+	}
+	steps := []struct {
+		step  string
+		phase phase
+	}{{"started", beforeSwitch}, {"settled", beforeSwitch}, {"switched", switched}, {"proved", switched}}
+	for i, kind := range kinds {
+		for j, step := range steps {
+			for k := range 2 { // two of the victims at each step, every one with each kind
+				who := allVictims[(i+2*j+k)%6]
+				command := nextCommands[(i+j+k)%3]
+				t.Run(kind.name+"/"+step.step+"/"+who.name+"/"+command, func(t *testing.T) {
+					t.Parallel()
+					h := kind.make(t)
+					h.step, h.phase, h.who = step.step, step.phase, who
+					h.run(command)
+				})
+			}
+		}
+	}
+}
+
+// run is the whole story.
+func (h *byHand) run(command string) {
+	h.t.Helper()
+	h.disturb()
+	h.command(command)
+	h.end()
 }
 
 // checked reports whether a program lives through it all that may have clients: the old one until
@@ -111,7 +248,7 @@ func (h *byHand) checked() bool {
 func (h *byHand) disturb() {
 	t := h.t
 	t.Helper()
-	a := h.under(h.addr, func() {
+	results := h.load(func() {
 		h.pause(h.step)
 		h.start()
 		h.paused()
@@ -124,12 +261,12 @@ func (h *byHand) disturb() {
 		h.goOn()
 		h.outcome()
 	})
-	for _, r := range []*bench.Result{a.close, a.keepAlive} {
+	for _, r := range results {
 		say(t, r)
 		if n := r.ByCause[bench.Refused]; n > 0 && h.somebodyHolds() {
 			t.Errorf("%s: %d requests were refused", r.Mode, n)
 		}
-		if r.Failed > 3*clients && h.somebodyHolds() {
+		if r.Failed > 3*clients && h.somebodyHolds() && !h.lossy {
 			t.Errorf("%s: %d requests were lost, more than can have been in flight", r.Mode, r.Failed)
 		}
 		for _, g := range r.ByGeneration {
@@ -138,8 +275,8 @@ func (h *byHand) disturb() {
 			}
 		}
 	}
-	if !h.lostClients() {
-		noLossWithin(t, a.close, h.c.StopDelay)
+	if !h.lostClients() && !h.lossy {
+		noLossWithin(t, results[0], h.c.StopDelay)
 	}
 }
 
@@ -187,7 +324,7 @@ func (h *byHand) kill() {
 func (h *byHand) served(when string) {
 	h.t.Helper()
 	for range 30 {
-		n, err := ask(h.addr)
+		n, err := h.ask()
 		if err != nil {
 			h.t.Errorf("%s: %v", when, err)
 			return
@@ -224,16 +361,16 @@ func (h *byHand) outcome() {
 		if code := h.code(h.runs[0]); code != 0 && code != -1 {
 			t.Errorf("the old launcher ended with %d", code)
 		}
-		if n, err := ask(h.addr); err != nil || n != h.old.Generation+1 {
+		if n, err := h.ask(); err != nil || n != h.old.Generation+1 {
 			t.Errorf("generation %d answers, %v; want the new one", n, err)
 		}
 	case h.checked():
-		eventually(t, func() error { _, err := ask(h.addr); return err })
+		eventually(t, func() error { _, err := h.ask(); return err })
 		h.served("after the handover")
 	case h.who.newProgram && h.who.newLauncher:
 		// The old one has let go: nobody is left.
 	default:
-		eventually(t, func() error { _, err := ask(h.addr); return err })
+		eventually(t, func() error { _, err := h.ask(); return err })
 	}
 }
 
@@ -271,7 +408,7 @@ func (h *byHand) command(next string) {
 	h.serving(before)
 	last := h.alone()
 	eventually(t, func() error {
-		if n, err := ask(h.addr); err != nil || n != last.Generation {
+		if n, err := h.ask(); err != nil || n != last.Generation {
 			return fmt.Errorf("generation %d answers, %v; want %d", n, err, last.Generation)
 		}
 		return nil

@@ -155,8 +155,8 @@ func TestStranger(t *testing.T) {
 	defer ln.Close()
 	s := newService(t)
 	s.goProgram(programConfig{Kind: "plain", Listen: []string{ln.Addr().String()}})
-	if code := s.code(s.start()); code == 0 {
-		t.Error("exit code 0")
+	if code := s.code(s.start()); code != launcher.ExitOwnFailure {
+		t.Errorf("exit code %d, want %d: the program did not fail by itself", code, launcher.ExitOwnFailure)
 	}
 	out := s.output()
 	if !strings.Contains(out, fmt.Sprintf("pid %d", os.Getpid())) && !strings.Contains(out, fmt.Sprint(os.Getpid())) {

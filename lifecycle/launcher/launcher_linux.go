@@ -156,7 +156,10 @@ func (l *launcher) neverServed(ctx context.Context, sig *signals, g *generation,
 		return l.asReload(ctx)
 	}
 	code := ExitOwnFailure
-	if c, ok := startCode(err); ok {
+	var refusal *refusalError
+	if errors.As(err, &refusal) {
+		// The program's own code would hide whose failure it is.
+	} else if c, ok := startCode(err); ok {
 		code = c
 	} else if c, ok := g.exitCode(); ok && c != 0 {
 		code = c // 125 too: it may be a launcher itself

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -19,12 +20,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlap/lifecycle"
+	"overlap/lifecycle/bench"
 )
 
 // programConfig is what a program of the tests does; each generation reads it anew.
 type programConfig struct {
 	Kind     string   // "plain", "polite", "guest", "udp"
 	Listen   []string // "127.0.0.1:80"
+	Sockets  int      // how many it has for each address; then it asks for SO_REUSEPORT itself
 	Later    string   // an address that it listens on when asked for /later
 	Drop     string   // an address that it listens on no longer after SIGUSR1
 	Workers  int      // processes, each with a socket of its own; one that ends is started again
@@ -118,14 +121,14 @@ func (c programConfig) serve() error {
 		}
 	}
 	lc := net.ListenConfig{}
-	if c.Share {
+	if c.Share || c.Sockets > 1 {
 		lc.Control = reuseport.Control
 		lc.SetMultipathTCP(false)
 	}
 	if err := c.bindDatagrams(); err != nil {
 		return err
 	}
-	for _, addr := range c.Listen {
+	for _, addr := range slices.Repeat(c.Listen, max(c.Sockets, 1)) {
 		ln, err := lc.Listen(context.Background(), "tcp", addr)
 		if err != nil {
 			return err
@@ -288,7 +291,8 @@ func echoDatagrams(addr string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := pc.WriteTo(buf[:n], from); err != nil {
+		answer := fmt.Appendf(buf[:n], "\n%s: %s", bench.GenerationHeader, os.Getenv("OVERLAP_GENERATION"))
+		if _, err := pc.WriteTo(answer, from); err != nil {
 			return err
 		}
 	}

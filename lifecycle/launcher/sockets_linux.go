@@ -68,6 +68,9 @@ func (s *sockets) bind(b intercept.Bind) error {
 	m, err := s.join(a, b.UID)
 	if err != nil {
 		s.refuse(err)
+		if ownFault(err) {
+			return err
+		}
 		return fmt.Errorf("%w: %w", syscall.EADDRINUSE, err)
 	}
 	if b.Socket != nil {
@@ -189,7 +192,7 @@ func (s *sockets) await(ctx context.Context) error {
 			if err := context.Cause(ctx); !errors.Is(err, context.DeadlineExceeded) {
 				return err
 			}
-			return fmt.Errorf("%w: it does not listen on %s", errNeverReady, missing)
+			return s.late(missing)
 		case <-s.wake:
 			pause = shortest
 		case <-time.After(pause):
@@ -201,9 +204,39 @@ func (s *sockets) endedEarly() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.reason != nil {
-		return s.reason
+		return refusal(s.reason)
 	}
 	return fmt.Errorf("%w: %w", errNeverReady, s.g.program.alive())
+}
+
+// ownFault reports whether the kernel would have refused the program's bind too: the address is
+// not this machine's, or the port not the user's.
+func ownFault(err error) bool {
+	return errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EACCES)
+}
+
+func refusal(reason error) error {
+	if ownFault(reason) {
+		return fmt.Errorf("%w: %w", errNeverReady, reason)
+	}
+	return &refusalError{reason}
+}
+
+// refusalError is why a program did not become ready that was kept from an address: whatever it
+// made of that, the failure is the launcher's.
+type refusalError struct{ err error }
+
+func (e *refusalError) Error() string { return e.err.Error() }
+func (e *refusalError) Unwrap() error { return e.err }
+
+// late is why a program does not listen in time.
+func (s *sockets) late(missing string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reason != nil {
+		return refusal(s.reason)
+	}
+	return fmt.Errorf("%w: it does not listen on %s", errNeverReady, missing)
 }
 
 // look finds out which pending sockets listen by now, and makes them the generation's.
