@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/internal/trial"
 	"overlap/lifecycle/owner"
 )
 
@@ -19,16 +20,25 @@ func (b *body) Announce() {}
 func (b *body) Resume() {}
 
 // Linger gives the program's connections time to end, since a program without a graceful
-// shutdown cuts them. One that says that it drains by itself is spared the wait.
+// shutdown cuts them, and ends kept ones between two requests when most of it is over. One that
+// says that it drains by itself is spared the wait.
 func (b *body) Linger(ctx context.Context) {
 	g := (*generation)(b)
 	g.lingered.Store(-1)
 	if g.selfDrains.Load() || g.holding.Load() || g.req.set.StopDelay <= 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.req.set.StopDelay)
+	delay := g.req.set.StopDelay
+	whole, cancel := context.WithTimeout(ctx, delay)
 	defer cancel()
-	g.lingered.Store(int64(g.sockets.connections().awaitNone(ctx, g.program.gone())))
+	first, cancelFirst := context.WithTimeout(whole, delay-delay/partingShare)
+	defer cancelFirst()
+	clients := g.sockets.connections()
+	left := clients.awaitNone(first, g.program.gone())
+	if left > 0 && whole.Err() == nil && !trial.PartingOff {
+		left = clients.part(whole, g.program.gone())
+	}
+	g.lingered.Store(int64(left))
 }
 
 // Finish sends the stop signal, and SIGKILL when ctx ends.

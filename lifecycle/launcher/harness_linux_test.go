@@ -70,6 +70,7 @@ type config struct {
 	Restart     string
 	Adopt       int
 	SteeringOff bool
+	PartingOff  bool
 	Reuse       string
 	NoGetfd     bool // pidfd_getfd is refused, as in Docker's containers
 }
@@ -91,6 +92,7 @@ func launch(path string) int {
 		}
 	}
 	trial.Step = func(name string) { pauseAt(c.Root, name) }
+	trial.PartingOff = c.PartingOff
 	o := launcher.Options{Name: c.Name, StateDir: c.Root, Command: c.Command, Dir: c.Root, Adopt: c.Adopt,
 		Settings: launcher.Settings{Listen: c.Listen, Health: c.Probes, StartTimeout: c.Start, StopDelay: c.StopDelay,
 			DrainTimeout: c.Drain, Hold: c.Hold, Restart: c.Restart, Reuse: c.Reuse},

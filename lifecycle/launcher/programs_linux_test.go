@@ -267,6 +267,10 @@ func (c programConfig) handler() http.Handler {
 			<-r.Context().Done()
 		}
 	})
+	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
+		time.Sleep(200 * time.Millisecond)
+		w.Write([]byte("slow"))
+	})
 	mux.HandleFunc("/crash", func(http.ResponseWriter, *http.Request) { os.Exit(9) })
 	mux.HandleFunc("/end", func(http.ResponseWriter, *http.Request) { os.Exit(0) })
 	mux.HandleFunc("/later", func(w http.ResponseWriter, r *http.Request) {

@@ -148,9 +148,12 @@ func (o *Owner) switchedLocked() error {
 // brokenLocked gets over the end of the session with the successor.
 func (o *Owner) brokenLocked() {
 	o.successor = nil
+	if o.handed && o.final {
+		return // it has handed over itself, and ended
+	}
 	o.watch.broken(o.follower)
 	switch {
-	case o.released, o.final && o.handed:
+	case o.released:
 		return
 	case o.handed && o.lives(o.follower):
 		o.log.Warn("the session with the new generation broke, but it lives", "successor", o.follower)

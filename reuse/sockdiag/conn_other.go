@@ -44,5 +44,8 @@ func Owners(inodes ...uint64) (map[uint64][]Owner, error) { return nil, errPlatf
 // Inodes fails as [Open] does.
 func Inodes(pid int) ([]uint64, error) { return nil, errPlatform }
 
+// Descriptors fails as [Open] does.
+func Descriptors(pid int) ([]Descriptor, error) { return nil, errPlatform }
+
 // Command returns "".
 func Command(pid int) string { return "" }

@@ -31,13 +31,13 @@ func Owners(inodes ...uint64) (map[uint64][]Owner, error) {
 	}
 	slices.Sort(pids)
 	for _, pid := range pids {
-		held, err := descriptors(pid)
+		held, err := Descriptors(pid)
 		if err != nil {
 			continue // it has ended, or may not be read
 		}
 		for _, d := range held {
-			if slices.Contains(inodes, d.inode) {
-				owners[d.inode] = append(owners[d.inode], Owner{PID: pid, Command: Command(pid), FD: d.fd})
+			if slices.Contains(inodes, d.Inode) {
+				owners[d.Inode] = append(owners[d.Inode], Owner{PID: pid, Command: Command(pid), FD: d.FD})
 			}
 		}
 	}
@@ -48,31 +48,27 @@ func Owners(inodes ...uint64) (map[uint64][]Owner, error) {
 // once. The error wraps [os.ErrNotExist] when there is no such process and
 // [os.ErrPermission] when it may not be read.
 func Inodes(pid int) ([]uint64, error) {
-	held, err := descriptors(pid)
+	held, err := Descriptors(pid)
 	if err != nil {
 		return nil, fmt.Errorf("list sockets of process %d: %w", pid, err)
 	}
 	inodes := make([]uint64, 0, len(held))
 	for _, d := range held {
-		inodes = append(inodes, d.inode)
+		inodes = append(inodes, d.Inode)
 	}
 	slices.Sort(inodes)
 	return slices.Compact(inodes), nil
 }
 
-type descriptor struct {
-	fd    int
-	inode uint64
-}
-
-// descriptors returns a process's descriptors that are sockets, by number.
-func descriptors(pid int) ([]descriptor, error) {
+// Descriptors returns a process's descriptors that are sockets, by number. Its errors are those of
+// [Inodes], without the words.
+func Descriptors(pid int) ([]Descriptor, error) {
 	directory := "/proc/" + strconv.Itoa(pid) + "/fd"
 	names, err := namesIn(directory)
 	if err != nil {
 		return nil, err
 	}
-	var held []descriptor
+	var held []Descriptor
 	for _, name := range names {
 		target, err := os.Readlink(directory + "/" + name)
 		if err != nil {
@@ -80,10 +76,10 @@ func descriptors(pid int) ([]descriptor, error) {
 		}
 		inode, isSocket := socketInode(target)
 		if fd, err := strconv.Atoi(name); err == nil && isSocket {
-			held = append(held, descriptor{fd: fd, inode: inode})
+			held = append(held, Descriptor{FD: fd, Inode: inode})
 		}
 	}
-	slices.SortFunc(held, func(a, b descriptor) int { return a.fd - b.fd })
+	slices.SortFunc(held, func(a, b Descriptor) int { return a.FD - b.FD })
 	return held, nil
 }
 

@@ -68,6 +68,12 @@ type Socket struct {
 	timer uint8 // idiag_timer; timerTimeWait marks what is left of a closed one
 }
 
+// Descriptor is a number by which a process has a socket.
+type Descriptor struct {
+	FD    int
+	Inode uint64
+}
+
 // Owner is a process's descriptor for a socket.
 type Owner struct {
 	PID     int

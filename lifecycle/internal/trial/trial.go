@@ -8,6 +8,8 @@ var (
 	ProofOff bool
 	// AnnounceOff does not tell clients that their connections end.
 	AnnounceOff bool
+	// PartingOff leaves connections between two requests open until the program is stopped.
+	PartingOff bool
 	// Step, if not nil, is called at each step of a handover, for crashes on purpose.
 	Step func(name string)
 )

@@ -1,0 +1,14 @@
+package reuse
+
+import "time"
+
+// EndResting ends the reading side of an established TCP connection that rests: its last data went
+// out, was received by the client, and nothing has moved for the given time since. Whoever serves
+// it reads the end of the stream, as when the client closes, and closes it between two requests.
+// It reports whether it did. fd may be a copy of another process's descriptor.
+//
+// Between two requests means nothing to the kernel. A connection that rests may be one whose answer
+// is sent in pieces with long pauses. One whose next request came within a clock tick (some milliseconds)
+// of the answer before, and is worked on for longer than the given time, can't be told from one
+// that rests.
+func EndResting(fd int, quiet time.Duration) (bool, error) { return endResting(fd, quiet) }

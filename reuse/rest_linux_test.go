@@ -1,0 +1,97 @@
+package reuse
+
+import (
+	"io"
+	"net"
+	"testing"
+	"time"
+)
+
+// pair is a connection: the client's end, and the server's with a function that ends it if it rests.
+func pair(t *testing.T) (client, server net.Conn, end func(quiet time.Duration) bool) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if client, err = net.Dial("tcp", ln.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if server, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close(); server.Close() })
+	return client, server, func(quiet time.Duration) (ended bool) {
+		raw, err := server.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) { ended, err = EndResting(int(fd), quiet) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ended
+	}
+}
+
+func say(t *testing.T, from, to net.Conn, text string) {
+	t.Helper()
+	if _, err := io.WriteString(from, text); err != nil {
+		t.Fatal(err)
+	}
+	if to == nil {
+		return
+	}
+	if _, err := io.ReadFull(to, make([]byte, len(text))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestEndResting: a connection is ended after an answer, not while a request is worked on, and not
+// before its time.
+func TestEndResting(t *testing.T) {
+	const quiet, tick = 40 * time.Millisecond, 15 * time.Millisecond // a clock tick is at most 10 ms
+	client, server, end := pair(t)
+	say(t, client, server, "request")
+	time.Sleep(quiet + tick)
+	if end(quiet) {
+		t.Fatal("ended while the first request is worked on")
+	}
+	say(t, server, client, "answer")
+	if end(time.Minute) {
+		t.Fatal("ended at once after an answer")
+	}
+	time.Sleep(tick)
+	say(t, client, nil, "request") // the program has not read it
+	time.Sleep(quiet + tick)
+	if end(quiet) {
+		t.Fatal("ended with a request that nobody has read")
+	}
+	if _, err := io.ReadFull(server, make([]byte, len("request"))); err != nil {
+		t.Fatal(err)
+	}
+	if end(quiet) {
+		t.Fatal("ended while the second request is worked on")
+	}
+	say(t, server, client, "answer")
+	time.Sleep(quiet + tick)
+	if !end(quiet) {
+		t.Fatal("not ended between two requests")
+	}
+	if n, err := server.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("the program reads %d, %v; want the end", n, err)
+	}
+	// A request that meets the moment is still answered by a program that reads it.
+	say(t, client, server, "late")
+	say(t, server, client, "answer")
+}
+
+// TestEndRestingFresh: one that nobody has used rests too.
+func TestEndRestingFresh(t *testing.T) {
+	_, _, end := pair(t)
+	time.Sleep(60 * time.Millisecond)
+	if !end(40 * time.Millisecond) {
+		t.Error("not ended")
+	}
+}
