@@ -138,7 +138,12 @@ func (l *launch) run() {
 // begin starts the program and returns a pidfd of it where this thread must not
 // end before the program does, else -1.
 func (l *launch) begin() (program int) {
-	l.err = l.install()
+	if err := spendThread(); err != nil {
+		l.err = fmt.Errorf("start %s: %w", l.cmd.Path, err)
+	}
+	if l.err == nil {
+		l.err = l.install()
+	}
 	if l.err == nil {
 		l.err = l.exec()
 	}
