@@ -214,7 +214,7 @@ func (l *launch) failure(err error) error {
 		return fmt.Errorf("start %s: %w", l.cmd.Path, err)
 	}
 	if l.cmd.Dir != "" {
-		if _, derr := os.Stat(l.cmd.Dir); derr != nil {
+		if derr := unix.Access(l.cmd.Dir+"/.", unix.X_OK); derr != nil { // not a directory, or it may not be entered
 			return fmt.Errorf("start %s in %s: %v", l.cmd.Path, l.cmd.Dir, derr)
 		}
 	}

@@ -1,8 +1,10 @@
 package intercept
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -105,5 +107,18 @@ func TestLauncherSurvivesTaskLimit(t *testing.T) {
 	out, err := launcher(t, "few-tasks", &syscall.SysProcAttr{Credential: alone}).Output()
 	if got, want := strings.TrimSpace(string(out)), "started some: true failed: true"; err != nil || got != want {
 		t.Errorf("%.2000s, %v, want %s", got, err, want)
+	}
+}
+
+// TestNoDirectory: a working directory that is none is not the program's fault.
+func TestNoDirectory(t *testing.T) {
+	for _, dir := range []string{"/does-not-exist", "/proc/self/status"} {
+		cmd := exec.Command("/bin/true")
+		cmd.Dir = dir
+		_, err := Start(cmd, Options{Mode: Fetch, Bind: share})
+		var e *exec.Error
+		if err == nil || errors.As(err, &e) {
+			t.Errorf("in %s: %v, want an error that is no *exec.Error", dir, err)
+		}
 	}
 }
