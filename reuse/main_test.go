@@ -16,3 +16,5 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	goleak.VerifyTestMain(m)
 }
+
+var launchedRounds = flag.Int("launched", 60, "rounds")

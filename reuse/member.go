@@ -38,6 +38,7 @@ type Member struct {
 	front   []*holder // placeholders that Yield closes
 	hidden  time.Time // since when those in front are, by Reserve; zero: they are not
 	ready   bool      // Reserve was called, and nothing came between
+	keeper  *holder   // the placeholder that Hold gave the connections to
 	places  []int     // of sockets, since the last Settle
 	serving []int     // who else gets connections meanwhile
 	held    []int     // where the placeholders were at the last Settle
@@ -342,6 +343,7 @@ func (m *Member) Reserve() error {
 	}
 	m.places = placesOf(array, m.inodesLocked())
 	if len(m.places) == 0 {
+		m.reserveHeldLocked(array)
 		return nil
 	}
 	m.front = nil
@@ -356,12 +358,31 @@ func (m *Member) Reserve() error {
 			return err
 		}
 	}
+	m.hideFrontLocked()
+	return nil
+}
+
+func (m *Member) hideFrontLocked() {
 	if m.addr.Network == "tcp" { // it keeps its place when it is hidden, a UDP socket does not
 		hideAll(m.front)
 		m.hidden = time.Now()
 	}
 	m.ready = true
-	return nil
+}
+
+// reserveHeldLocked is for a member without sockets that keeps clients waiting: of its placeholders only
+// that one is needed. The newcomer's place would else be one higher after each crash.
+func (m *Member) reserveHeldLocked(array []uint64) {
+	if m.keeper == nil || !slices.Contains(m.holders, m.keeper) {
+		return
+	}
+	m.front = nil
+	for _, ino := range array {
+		if h := m.holderLocked(ino); h != nil && h != m.keeper {
+			m.front = append(m.front, h)
+		}
+	}
+	m.hideFrontLocked()
 }
 
 // spareLocked are the placeholders behind the member's sockets that are not needed, the last one
@@ -459,6 +480,7 @@ func (m *Member) Reclaim() error {
 	if !steering || m.closed {
 		return nil
 	}
+	m.keeper = nil
 	m.yieldLocked()
 	if Migrates() {
 		// What was moved to a placeholder when another listener died moves on when it closes, to any
@@ -532,16 +554,14 @@ func (m *Member) Hold() error {
 	if err != nil {
 		return err
 	}
-	var places []int
-	for i, ino := range array {
+	// The lowest stays in its place when others of the member's leave.
+	for place, ino := range array {
 		if h := m.holderLocked(ino); h != nil && !(m.ready && slices.Contains(m.front, h)) {
-			places = append(places, i)
+			m.keeper = h
+			return m.attachLocked(serveProgram(m.addr.Network, []int{place}))
 		}
 	}
-	if len(places) == 0 {
-		return fmt.Errorf("hold %s: the placeholder is not in the group", m.addr)
-	}
-	return m.attachLocked(serveProgram(m.addr.Network, places[:1]))
+	return fmt.Errorf("hold %s: the placeholder is not in the group", m.addr)
 }
 
 // attachLocked sets the group's program through any socket of the member's.

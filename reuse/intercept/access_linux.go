@@ -38,6 +38,9 @@ func accessFor(cmd *exec.Cmd) (access, error) {
 		if err != nil {
 			return a, err
 		}
+		if errors.Is(errors.Join(a.memory, a.descriptors), unix.ESRCH) {
+			return a, nil // a signal for the whole process group ended the child, say; that is no answer for good
+		}
 		known.access = &a
 	}
 	return *known.access, nil

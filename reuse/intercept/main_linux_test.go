@@ -427,6 +427,35 @@ func testLauncher(role string) int {
 		fmt.Printf("uid=%d mode=%v listen=%s no_new_privs=%s,%t\n", os.Getuid(), p.tap.Mode(), answer, nnp, p.tap.NoNewPrivs())
 		p.end()
 		return 0
+	case "few-tasks": // a launcher that may not have as many threads and processes as it would like
+		sleep := func() (*exec.Cmd, error) {
+			cmd := exec.Command("sleep", "60")
+			_, err := Start(cmd, Options{Mode: Fetch, Bind: share})
+			return cmd, err
+		}
+		first, err := sleep()
+		if err != nil {
+			return complain(err)
+		}
+		programs := []*exec.Cmd{first}
+		limit := uint64(threads() + 1 + 24)
+		if err := unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
+			return complain(err)
+		}
+		failed := 0
+		for range 60 {
+			if cmd, err := sleep(); err == nil {
+				programs = append(programs, cmd)
+			} else if failed++; !strings.Contains(err.Error(), "resource temporarily unavailable") {
+				return complain(err)
+			}
+		}
+		for _, cmd := range programs {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+		fmt.Println("started some:", len(programs) > 1, "failed:", failed > 0)
+		return 0
 	case "no-access": // a launcher without CAP_SYS_PTRACE, a program of another user
 		other := func(cmd *exec.Cmd) {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}

@@ -138,7 +138,12 @@ func (l *launch) run() {
 // begin starts the program and returns a pidfd of it where this thread must not
 // end before the program does, else -1.
 func (l *launch) begin() (program int) {
-	l.err = l.install()
+	if err := spendThread(); err != nil {
+		l.err = fmt.Errorf("start %s: %w", l.cmd.Path, err)
+	}
+	if l.err == nil {
+		l.err = l.install()
+	}
 	if l.err == nil {
 		l.err = l.exec()
 	}
@@ -209,7 +214,7 @@ func (l *launch) failure(err error) error {
 		return fmt.Errorf("start %s: %w", l.cmd.Path, err)
 	}
 	if l.cmd.Dir != "" {
-		if _, derr := os.Stat(l.cmd.Dir); derr != nil {
+		if derr := unix.Access(l.cmd.Dir+"/.", unix.X_OK); derr != nil { // not a directory, or it may not be entered
 			return fmt.Errorf("start %s in %s: %v", l.cmd.Path, l.cmd.Dir, derr)
 		}
 	}

@@ -1,11 +1,14 @@
 package intercept
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -91,5 +94,31 @@ func TestLauncherStaysClean(t *testing.T) {
 	}
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// TestLauncherSurvivesTaskLimit: where no thread can be made any more, a start fails, and the launcher
+// lives. The runtime ends the process that needs one then.
+func TestLauncherSurvivesTaskLimit(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can become a user that has no other process")
+	}
+	alone := &syscall.Credential{Uid: 48213, Gid: 48213}
+	out, err := launcher(t, "few-tasks", &syscall.SysProcAttr{Credential: alone}).Output()
+	if got, want := strings.TrimSpace(string(out)), "started some: true failed: true"; err != nil || got != want {
+		t.Errorf("%.2000s, %v, want %s", got, err, want)
+	}
+}
+
+// TestNoDirectory: a working directory that is none is not the program's fault.
+func TestNoDirectory(t *testing.T) {
+	for _, dir := range []string{"/does-not-exist", "/proc/self/status"} {
+		cmd := exec.Command("/bin/true")
+		cmd.Dir = dir
+		_, err := Start(cmd, Options{Mode: Fetch, Bind: share})
+		var e *exec.Error
+		if err == nil || errors.As(err, &e) {
+			t.Errorf("in %s: %v, want an error that is no *exec.Error", dir, err)
+		}
 	}
 }

@@ -1,0 +1,361 @@
+package reuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// launched is a generation as a launcher has it: a placeholder first, then the sockets of a program in
+// other hands, which can close at any moment.
+type launched struct {
+	*Member
+	number int
+	lns    []net.Listener
+	done   sync.WaitGroup
+	ready  atomic.Bool // it was switched to
+}
+
+// launch starts the program of a generation, with so many sockets.
+func launch(t *testing.T, a Address, number, sockets int, wrong *atomic.Int64) *launched {
+	t.Helper()
+	g := &launched{Member: Open(a, -1), number: number}
+	if err := g.Anchor(); err != nil {
+		t.Fatal(err)
+	}
+	for range sockets {
+		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+			var err error
+			c.Control(func(fd uintptr) { err = Share(int(fd), a) })
+			return err
+		}}
+		lc.SetMultipathTCP(false)
+		ln, err := lc.Listen(context.Background(), "tcp", a.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := ln.(*net.TCPListener).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		control := func(f func(fd int) error) error {
+			err := errors.New("not called")
+			if cerr := raw.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil {
+				return fmt.Errorf("%w: %v", ErrUnreachable, cerr)
+			}
+			return err
+		}
+		var ino uint64
+		control(func(fd int) (err error) { ino, err = inode(fd); return err })
+		g.Adopt(ino, control)
+		g.lns = append(g.lns, ln)
+		g.done.Go(func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				if probe := c.RemoteAddr().(*net.TCPAddr).IP.Equal(net.IPv4(127, 0, 0, 1)); !g.ready.Load() && !probe {
+					wrong.Add(1)
+				}
+				fmt.Fprintf(c, "%d", number)
+				c.Close()
+			}
+		})
+	}
+	return g
+}
+
+// die ends the program.
+func (g *launched) die() {
+	for _, ln := range g.lns {
+		ln.Close() // it may be closed
+	}
+	g.done.Wait()
+}
+
+// probe tries more than once: what is left of an earlier probe's connection may have the port, and ignores
+// what comes with fewer hops, such as the answers of a socket that is closed.
+func probe(m *Member) (err error) {
+	for range 3 {
+		var c net.Conn
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		c, err = m.DialProbe(ctx)
+		cancel()
+		if err == nil {
+			return c.Close()
+		}
+	}
+	return err
+}
+
+// TestLaunchedRandomly: whatever dies at whatever step of a handover, no client is refused while there is
+// a generation, none reaches a program that was not switched to, and the places do not grow.
+func TestLaunchedRandomly(t *testing.T) {
+	s := *seed
+	if s == 0 {
+		s = rand.Uint64()
+	}
+	t.Logf("-seed %d", s)
+	rnd := rand.New(rand.NewPCG(s, 2))
+	at := freeAddress(t, "tcp")
+	var wrong, refused, landed, waited atomic.Int64
+	number := 1
+	old := launch(t, at, number, 2, &wrong)
+	if err := old.Settle(nil); err != nil {
+		t.Fatal(err)
+	}
+	old.ready.Store(true)
+	if err := old.Switch(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	var clients sync.WaitGroup
+	// A listener that closes by its death resets what it holds, so only the answer to the SYN counts.
+	for i := range 4 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				d := net.Dialer{Timeout: 20 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i))}}
+				c, err := d.Dial("tcp", at.String())
+				switch {
+				case err == nil:
+					landed.Add(1)
+					c.Close()
+				case errors.Is(err, syscall.ECONNREFUSED):
+					refused.Add(1)
+					t.Errorf("a client was refused at %s", time.Now().Format("05.000000"))
+				default:
+					waited.Add(1)
+				}
+				time.Sleep(time.Duration(rand.IntN(500)) * time.Microsecond)
+			}
+		})
+	}
+	alive := true // the serving program
+	var dying sync.WaitGroup
+	var dead atomic.Bool // it died by itself, and its owner does not know yet
+	crash := func() {
+		if !alive {
+			return
+		}
+		alive = false
+		old.die()
+	}
+	hold := func() { // owner.Hold, with a successor or without
+		for _, ino := range old.Inodes() {
+			old.Drop(ino)
+		}
+	}
+	keepWaiting := func() {
+		if err := errors.Join(old.Anchor(), old.Hold()); err != nil {
+			t.Error("hold:", err)
+		}
+	}
+	var leaving sync.WaitGroup
+	highest := 0
+	for round := range *launchedRounds {
+		number++
+		dies := -1 // the step before which the serving program dies
+		if alive && rnd.IntN(3) == 0 {
+			dies = rnd.IntN(5)
+		}
+		fails := -1
+		if rnd.IntN(2) == 0 {
+			fails = rnd.IntN(4)
+		}
+		if alive && rnd.IntN(3) == 0 {
+			dies = 5
+			victim := old
+			after := time.Duration(rnd.IntN(12000)) * time.Microsecond
+			dying.Go(func() {
+				time.Sleep(after)
+				dead.Store(true)
+				for _, ln := range victim.lns {
+					ln.Close()
+				}
+			})
+		}
+		notice := func() {
+			if dead.Swap(false) {
+				crash()
+				hold()
+			}
+		}
+		complain := func(what string, err error) {
+			if !dead.Load() {
+				t.Error(what, err)
+			}
+		}
+		finish := func() { // the owner of the one that serves learns of its death
+			dying.Wait()
+			if dead.Load() {
+				notice()
+				keepWaiting()
+			}
+		}
+		step := func(n int) {
+			notice()
+			if dies == n {
+				crash()
+				hold()
+			}
+			if rnd.IntN(8) == 0 && alive { // its sockets changed: owner.Changed
+				if err := old.Reclaim(); err != nil {
+					complain("changed:", err)
+				}
+			}
+		}
+		reserve := func() {
+			if alive || rnd.IntN(2) == 0 {
+				if err := old.Reserve(); err != nil {
+					complain("reserve:", err)
+				}
+			}
+		}
+		reserve() // early
+		step(0)
+		if fails == 0 { // before anything was there
+			if alive {
+				if err := old.Reclaim(); err != nil {
+					complain("reclaim:", err)
+				}
+			} else {
+				keepWaiting()
+			}
+			dying.Wait()
+			finish()
+			continue
+		}
+		reserve()
+		g := launch(t, at, number, 1+rnd.IntN(3), &wrong)
+		step(1)
+		failed := func() bool {
+			if rnd.IntN(2) == 0 {
+				g.die()
+				g.Leave()
+			} else {
+				g.Leave()
+				g.die()
+			}
+			if alive {
+				if err := old.Reclaim(); err != nil {
+					complain("reclaim:", err)
+				}
+			} else {
+				keepWaiting()
+			}
+			return true
+		}
+		if fails == 1 && failed() {
+			finish()
+			continue
+		}
+		old.Yield()
+		step(2)
+		if fails == 2 && failed() {
+			finish()
+			continue
+		}
+		if err := g.Settle(old.Inodes()); err != nil {
+			t.Fatal(round, err)
+		}
+		if err := probe(g.Member); err != nil {
+			t.Error("probe:", err)
+		}
+		step(3)
+		if fails == 3 && failed() {
+			finish()
+			continue
+		}
+		g.ready.Store(true)
+		if err := g.Switch(); err != nil {
+			t.Fatal(err)
+		}
+		if dies == 4 {
+			crash()
+			hold()
+		}
+		dying.Wait()
+		dead.Store(false)
+		gone, was := old, alive && dies != 5
+		retire := func() {
+			gone.Recede()
+			if was {
+				gone.Backlog(context.Background())
+			}
+			gone.Leave()
+			gone.die()
+		}
+		leaving.Wait()
+		if rnd.IntN(3) == 0 {
+			leaving.Go(retire)
+		} else {
+			retire()
+		}
+		old, alive = g, true
+		array, err := locate(at)
+		if err != nil {
+			t.Fatal(round, err)
+		}
+		highest = max(highest, len(array))
+	}
+	leaving.Wait()
+	stop()
+	clients.Wait()
+	array, err := locate(at)
+	own := len(old.Sockets())
+	t.Logf("%d landed, %d waited, %d refused; at most %d sockets; at the end %d of which %d are the last one's, %v", landed.Load(), waited.Load(), refused.Load(), highest, len(array), own, err)
+	if wrong.Load() > 0 {
+		t.Errorf("%d clients reached a program that was not switched to", wrong.Load())
+	}
+	if len(array) != own {
+		t.Errorf("placeholders are left: %d sockets, the last generation has %d", len(array), own)
+	}
+	if highest > 40 {
+		t.Errorf("the group grows: %d sockets", highest)
+	}
+	old.Leave()
+	old.die()
+}
+
+// TestCrashesDoNotGrow: a program that crashes and is started again, time after time, stays near the
+// group's first place.
+func TestCrashesDoNotGrow(t *testing.T) {
+	at := freeAddress(t, "tcp")
+	var wrong atomic.Int64
+	old := launch(t, at, 1, 1, &wrong)
+	if err := errors.Join(old.Settle(nil), old.Switch()); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 20 {
+		old.die()
+		for _, ino := range old.Inodes() {
+			old.Drop(ino)
+		}
+		if err := errors.Join(old.Anchor(), old.Hold(), old.Reserve()); err != nil {
+			t.Fatal(err)
+		}
+		g := launch(t, at, n+2, 1, &wrong)
+		old.Yield()
+		if err := errors.Join(g.Settle(nil), probe(g.Member), g.Switch()); err != nil {
+			t.Fatal(err)
+		}
+		old.Recede()
+		old.Leave()
+		old = g
+	}
+	defer old.die()
+	defer old.Leave()
+	array, err := locate(at)
+	if err != nil || len(array) > 4 || slices.Max(old.places) > 2 {
+		t.Errorf("%d sockets, places %v, %v", len(array), old.places, err)
+	}
+}
