@@ -507,6 +507,22 @@ func TestByHand(t *testing.T) {
 	}
 }
 
+// TestReloadWhileStarting: a reload that comes too early is not forgotten.
+func TestReloadWhileStarting(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	addr := free(t, "tcp", "127.0.0.1")
+	s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}})
+	s.pause("started")
+	s.start()
+	s.paused()
+	s.runs[0].cmd.Process.Signal(syscall.SIGHUP)
+	s.said("the reload comes after that")
+	s.goOn()
+	s.serving(1)
+	s.mustAsk(addr, s.alone().Generation)
+}
+
 // TestSignals: HUP reloads, USR1 is the program's business, and the second TERM cuts short.
 func TestSignals(t *testing.T) {
 	t.Parallel()

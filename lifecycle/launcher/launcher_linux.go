@@ -115,6 +115,7 @@ func (l *launcher) run(ctx context.Context) error {
 	began := make(chan error, 1)
 	go func() { began <- first.start(starting) }()
 	var stopped os.Signal
+	reload := false
 	for {
 		select {
 		case err := <-began:
@@ -123,6 +124,10 @@ func (l *launcher) run(ctx context.Context) error {
 				l.stop(stopped, 0)
 				return l.serve(ctx, sig)
 			case err == nil:
+				l.setCurrent(first) // the event comes too
+				if reload {
+					go l.reloadBySignal()
+				}
 				return l.serve(ctx, sig)
 			case stopped != nil:
 				l.log.Info("stopped while starting", "signal", fmt.Sprint(stopped), "status", first.program.words())
@@ -135,7 +140,10 @@ func (l *launcher) run(ctx context.Context) error {
 		case s := <-sig.pass:
 			first.signal(s)
 		case <-sig.reloads:
-			l.log.Warn("no reload while the first generation starts")
+			// Who saw the generation serve may be faster than this loop; and what the program
+			// read at its start may be out of date.
+			l.log.Info("the first generation starts, the reload comes after that")
+			reload = true
 		}
 	}
 }

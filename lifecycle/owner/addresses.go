@@ -29,7 +29,7 @@ func (o *Owner) MemberOf(ctx context.Context, a reuse.Address, uid int) (*reuse.
 		var theirs []uint64
 		if shared != nil {
 			joined.serves, joined.joined = shared.Inodes, true
-			if theirs, err = o.before().reserve(ctx, a); err != nil {
+			if theirs, err = o.haveRoom(ctx, a); err != nil {
 				return nil, err
 			}
 		}

@@ -23,6 +23,22 @@ func (o *Owner) Anchor(m *reuse.Member) error {
 	return o.uphold(m) // the owner may have died just now
 }
 
+// haveRoom has the predecessor make room at an address, and returns the sockets that it has there.
+// Where it is dead, whoever serves now is found first: what joins must come behind his sockets.
+func (o *Owner) haveRoom(ctx context.Context, a reuse.Address) ([]uint64, error) {
+	p := o.before()
+	if p == nil {
+		return nil, nil
+	}
+	theirs, err := p.reserve(ctx, a)
+	if err != nil || !p.gone() {
+		return theirs, err
+	}
+	o.finding.Lock()
+	defer o.finding.Unlock()
+	return theirs, o.findAgainLocked(ctx)
+}
+
 // orphaned are the sockets of an address that serve without an owner, and the way to them.
 func (o *Owner) orphaned(m *reuse.Member) ([]uint64, func(ino uint64, f func(fd int) error) error) {
 	r := o.Orphan()
