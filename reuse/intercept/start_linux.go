@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,6 +51,7 @@ func Start(cmd *exec.Cmd, o Options) (*Tap, error) {
 	l := launch{cmd: cmd, plan: p, listener: -1, done: make(chan struct{})}
 	go l.run()
 	<-l.done
+	time.AfterFunc(refillAfter, refill)
 	if l.err != nil {
 		return nil, l.err
 	}

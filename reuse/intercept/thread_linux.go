@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,6 +25,16 @@ const (
 	// roomThreads is what the runtime may make more meanwhile.
 	roomThreads = 4
 )
+
+// refillAfter is how long after a start the next one's threads are made: not beside a program that starts.
+const refillAfter = time.Second
+
+// refill makes the threads of the next start ahead of it, where there is room.
+func refill() {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	spendThread()
+}
 
 // spendThread must be called, from a goroutine that is locked to its thread, before a thread is ended. It
 // fails where no other takes its place.
