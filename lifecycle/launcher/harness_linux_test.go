@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -481,8 +482,22 @@ func (s *service) mustAsk(addr string, want int) {
 	}
 }
 
-// free is a free port of an address, "127.0.0.1".
+// given are the addresses that free returned: the kernel gives a port again that nobody has at the
+// moment, though a test that runs at the same time is about to.
+var given sync.Map
+
+// free is a free port of an address, "127.0.0.1", and no other test's.
 func free(t testing.TB, network, host string) string {
+	t.Helper()
+	for {
+		addr := unused(t, network, host)
+		if _, taken := given.LoadOrStore(network+addr, true); !taken {
+			return addr
+		}
+	}
+}
+
+func unused(t testing.TB, network, host string) string {
 	t.Helper()
 	if network == "udp" {
 		pc, err := net.ListenPacket(network, net.JoinHostPort(host, "0"))
