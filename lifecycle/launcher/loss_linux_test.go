@@ -15,7 +15,7 @@ import (
 	"overlap/lifecycle/launcher"
 )
 
-var reloads = flag.Int("reloads", 10, "how many reloads a loss test makes")
+var reloads = flag.Int("reloads", 20, "how many reloads a loss test makes")
 
 const clients = 32 // of each mode
 
