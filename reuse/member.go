@@ -472,6 +472,16 @@ func (m *Member) Switch() error {
 	return m.attachLocked(serveProgram(m.addr.Network, m.places))
 }
 
+// Affirm attaches the program of [Member.Switch] once more. Nothing has changed for the member.
+func (m *Member) Affirm() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !steering || m.closed || !m.open || len(m.places) == 0 {
+		return nil
+	}
+	return m.attachLocked(serveProgram(m.addr.Network, m.places))
+}
+
 // Reclaim gives the member's sockets every new connection again, after a newcomer failed,
 // whatever it left behind; or after the member's own sockets changed.
 func (m *Member) Reclaim() error {

@@ -141,9 +141,24 @@ func (o *Owner) Switch(ctx context.Context) error {
 	trial.At("recorded")
 	o.tellSwitched(context.WithoutCancel(ctx), took)
 	trial.At("told")
+	o.affirm()
 	o.log.Info("serving", "switch", took)
 	o.unlock()
 	return nil
+}
+
+// affirm puts the steering in place once more: a socket that came to the old generation after the
+// switch, and before it heard of it, may have brought the connections back. From now on it
+// steers no more.
+func (o *Owner) affirm() {
+	for _, m := range o.Members() {
+		if len(m.Inodes()) == 0 {
+			continue
+		}
+		if err := m.Affirm(); err != nil {
+			o.log.Error("put the steering in place", "address", m.Address(), "error", err)
+		}
+	}
 }
 
 // take gives the generation the connections, and returns when that began.
