@@ -326,6 +326,64 @@ func TestLaunchedRandomly(t *testing.T) {
 	old.die()
 }
 
+// TestCrashesDoNotGrowUDP is TestCrashesDoNotGrow with datagrams.
+func TestCrashesDoNotGrowUDP(t *testing.T) {
+	at := freeAddress(t, "udp")
+	start := func() (*Member, net.PacketConn) {
+		m := Open(at, -1)
+		if err := m.Anchor(); err != nil {
+			t.Fatal(err)
+		}
+		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+			c.Control(func(fd uintptr) { err = Share(int(fd), at) })
+			return err
+		}}
+		pc, err := lc.ListenPacket(context.Background(), "udp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := pc.(*net.UDPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		control := func(f func(fd int) error) (err error) {
+			raw.Control(func(fd uintptr) { err = f(int(fd)) })
+			return err
+		}
+		var ino uint64
+		control(func(fd int) (err error) { ino, err = inode(fd); return err })
+		m.Adopt(ino, control)
+		return m, pc
+	}
+	old, pc := start()
+	if err := errors.Join(old.Settle(nil), old.Switch()); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		pc.Close()
+		for _, ino := range old.Inodes() {
+			old.Drop(ino)
+		}
+		if err := errors.Join(old.Anchor(), old.Hold(), old.Reserve()); err != nil {
+			t.Fatal(err)
+		}
+		next, nextConn := start()
+		old.Yield()
+		if err := errors.Join(next.Settle(nil), next.Switch()); err != nil {
+			t.Fatal(err)
+		}
+		old.Recede()
+		old.Leave()
+		old, pc = next, nextConn
+	}
+	defer old.Leave()
+	defer pc.Close()
+	array, err := locate(at)
+	if err != nil || len(array) > 4 || slices.Max(old.places) > 2 {
+		t.Errorf("%d sockets, places %v, %v", len(array), old.places, err)
+	}
+}
+
 // TestCrashesDoNotGrow: a program that crashes and is started again, time after time, stays near the
 // group's first place.
 func TestCrashesDoNotGrow(t *testing.T) {

@@ -151,7 +151,8 @@ func TestIdle(t *testing.T) {
 	s, _, _ := polite(t)
 	s.reload()
 	pid := s.alone().Owner.PID
-	// The runtime's own threads come to rest.
+	// The launcher makes itself small, and ready for the next start, and its threads come to rest.
+	time.Sleep(3 * time.Second)
 	last := wakeups(t, pid)
 	for range 20 {
 		time.Sleep(200 * time.Millisecond)

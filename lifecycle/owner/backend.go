@@ -108,10 +108,7 @@ func (o *Owner) keepWaitingLocked() {
 			m.Leave()
 			continue
 		}
-		if m.Address().Network == "udp" {
-			continue
-		}
-		err := m.Anchor()
+		err := m.Anchor() // for datagrams too, which are lost: the next one's place is made by it
 		if err == nil {
 			err = m.Hold()
 		}
