@@ -12,3 +12,8 @@ import "time"
 // of the answer before, and is worked on for longer than the given time, can't be told from one
 // that rests.
 func EndResting(fd int, quiet time.Duration) (bool, error) { return endResting(fd, quiet) }
+
+// OpenConnection reports whether fd is a TCP connection that is established or closing, as
+// [sockdiag.Conn.Connections] lists them, and its local port. fd may be a copy of another process's
+// descriptor, and anything.
+func OpenConnection(fd int) (open bool, port uint16, err error) { return openConnection(fd) }

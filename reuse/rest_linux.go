@@ -5,15 +5,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"overlap/reuse/sockdiag"
 )
 
 func endResting(fd int, quiet time.Duration) (bool, error) {
-	const established = 1 // TCP_ESTABLISHED, linux/tcp_states.h
 	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 	if err != nil {
 		return false, os.NewSyscallError("getsockopt TCP_INFO", err)
 	}
-	if info.State != established || info.Unacked > 0 || info.Notsent_bytes > 0 {
+	if info.State != sockdiag.StateEstablished || info.Unacked > 0 || info.Notsent_bytes > 0 {
 		return false, nil
 	}
 	if info.Bytes_received > 0 && info.Bytes_sent == 0 {
@@ -35,4 +36,27 @@ func endResting(fd int, quiet time.Duration) (bool, error) {
 		return false, os.NewSyscallError("shutdown", err)
 	}
 	return true, nil
+}
+
+func openConnection(fd int) (bool, uint16, error) {
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return false, 0, os.NewSyscallError("getsockname", err)
+	}
+	port := 0
+	switch n := name.(type) {
+	case *unix.SockaddrInet4:
+		port = n.Port
+	case *unix.SockaddrInet6:
+		port = n.Port
+	default:
+		return false, 0, nil
+	}
+	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return false, 0, os.NewSyscallError("getsockopt TCP_INFO", err) // not TCP
+	}
+	const open = 1<<sockdiag.StateEstablished | 1<<sockdiag.StateFinWait1 | 1<<sockdiag.StateFinWait2 |
+		1<<sockdiag.StateCloseWait | 1<<sockdiag.StateLastAck | 1<<sockdiag.StateClosing
+	return 1<<info.State&open != 0, uint16(port), nil
 }

@@ -3,6 +3,9 @@ package reuse
 import (
 	"io"
 	"net"
+	"os"
+	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -93,5 +96,51 @@ func TestEndRestingFresh(t *testing.T) {
 	time.Sleep(60 * time.Millisecond)
 	if !end(40 * time.Millisecond) {
 		t.Error("not ended")
+	}
+}
+
+// TestOpenConnection tells connections from all else that a descriptor can be.
+func TestOpenConnection(t *testing.T) {
+	look := func(c any) (open bool, port uint16) {
+		raw, err := c.(syscall.Conn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) { open, port, _ = OpenConnection(int(fd)) })
+		return open, port
+	}
+	client, server, _ := pair(t)
+	want := uint16(server.LocalAddr().(*net.TCPAddr).Port)
+	if open, port := look(server); !open || port != want {
+		t.Errorf("a connection: %v, port %d, want %d", open, port, want)
+	}
+	client.Close() // its peer is to close still
+	if open, port := look(server); !open || port != want {
+		t.Errorf("one that its client has closed: %v, port %d, want %d", open, port, want)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	un, err := net.ListenPacket("unixgram", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer un.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	for name, other := range map[string]any{"a listener": ln, "UDP": pc, "a unix socket": un, "a file": null} {
+		if open, _ := look(other); open {
+			t.Errorf("%s is taken for a connection", name)
+		}
 	}
 }

@@ -8,3 +8,5 @@ import (
 )
 
 func endResting(int, time.Duration) (bool, error) { return false, errors.ErrUnsupported }
+
+func openConnection(int) (bool, uint16, error) { return false, 0, errors.ErrUnsupported }

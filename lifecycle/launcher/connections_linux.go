@@ -2,9 +2,13 @@ package launcher
 
 import (
 	"context"
+	"errors"
 	"maps"
+	"os"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"overlap/reuse"
 	"overlap/reuse/sockdiag"
@@ -27,10 +31,81 @@ func (s *sockets) connections() connections {
 	return c
 }
 
-// open returns the inodes of those that are open, with the processes they may belong to. It asks
-// the kernel once for all addresses, since each answer takes it a walk through its whole table, and
-// looks at every process of the machine.
+// fewSockets is how many sockets of a program are looked at one by one. With more the kernel's list
+// of all connections of the machine is the shorter way; it is a walk through its whole table.
+const fewSockets = 2000
+
+// open returns the inodes of those that are open, with the processes they may belong to.
 func (c connections) open() (inodes map[uint64]bool, tree []int) {
+	var ports []uint16
+	for _, a := range c.addresses {
+		if a.Network == "tcp" {
+			ports = append(ports, a.AddrPort.Port())
+		}
+	}
+	if len(ports) == 0 {
+		return nil, nil
+	}
+	tree = c.tree()
+	if inodes, ok := lookAtEach(tree, ports); ok {
+		return inodes, tree
+	}
+	return c.list(tree), tree
+}
+
+// lookAtEach finds them among the sockets of the processes; false where there are too many, or they
+// can't be looked at.
+func lookAtEach(tree []int, ports []uint16) (map[uint64]bool, bool) {
+	found := map[uint64]bool{}
+	looked := map[uint64]bool{}
+	for _, pid := range tree {
+		held, err := sockdiag.Descriptors(pid)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // it ended
+		}
+		if err != nil || len(held) > fewSockets {
+			return nil, false
+		}
+		pidfd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue
+		}
+		for _, d := range held {
+			if looked[d.Inode] {
+				continue
+			}
+			looked[d.Inode] = true
+			is, err := isConnection(pidfd, d, ports)
+			if err != nil {
+				unix.Close(pidfd)
+				return nil, false
+			}
+			if is {
+				found[d.Inode] = true
+			}
+		}
+		unix.Close(pidfd)
+	}
+	return found, true
+}
+
+// isConnection reports whether a descriptor is one at one of the ports. The copy lives for
+// three system calls.
+func isConnection(pidfd int, d sockdiag.Descriptor, ports []uint16) (bool, error) {
+	fd, err := unix.PidfdGetfd(pidfd, d.FD, 0)
+	if err == unix.EBADF || err == unix.ESRCH {
+		return false, nil // closed, or the process ended
+	}
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	open, port, err := reuse.OpenConnection(fd)
+	return err == nil && open && slices.Contains(ports, port), nil
+}
+
+// list asks the kernel once for all addresses.
+func (c connections) list(tree []int) map[uint64]bool {
 	var ports []uint16
 	var families []uint8
 	for _, a := range c.addresses {
@@ -46,12 +121,9 @@ func (c connections) open() (inodes map[uint64]bool, tree []int) {
 			families = append(families, family)
 		}
 	}
-	if len(ports) == 0 {
-		return nil, nil
-	}
 	diag, err := sockdiag.Open()
 	if err != nil {
-		return nil, nil
+		return nil
 	}
 	defer diag.Close()
 	var port uint16 // all
@@ -60,21 +132,20 @@ func (c connections) open() (inodes map[uint64]bool, tree []int) {
 	}
 	there, err := diag.Connections(port, families...)
 	if err != nil {
-		return nil, nil
+		return nil
 	}
 	there = slices.DeleteFunc(there, func(s sockdiag.Socket) bool { return !slices.Contains(ports, s.Local.Port()) })
 	if len(there) == 0 {
-		return nil, nil
+		return nil
 	}
-	tree = c.tree()
 	held := heldBy(tree)
-	inodes = map[uint64]bool{}
+	inodes := map[uint64]bool{}
 	for _, s := range there {
 		if held[s.Inode] {
 			inodes[s.Inode] = true
 		}
 	}
-	return inodes, tree
+	return inodes
 }
 
 func (c connections) count() int {
