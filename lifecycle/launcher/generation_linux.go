@@ -15,6 +15,7 @@ import (
 	"overlap/health/notify"
 	"overlap/lifecycle/internal/trial"
 	"overlap/lifecycle/owner"
+	"overlap/reuse"
 )
 
 // errNeverReady is wrapped by the errors of a program that did not get so far.
@@ -173,6 +174,7 @@ func (g *generation) begin(ctx context.Context, timeout time.Duration) error {
 	if err := g.check(ctx, timeout); err != nil {
 		return err
 	}
+	g.awaitAccepting(ctx)
 	trial.At("healthy")
 	o.Tell(ctx, "healthy", "")
 	if err := context.Cause(ctx); err != nil {
@@ -240,6 +242,19 @@ func (g *generation) check(ctx context.Context, timeout time.Duration) error {
 		return fmt.Errorf("%w: %w", errNeverReady, err)
 	}
 	return nil
+}
+
+// acceptTime is how long a program that has passed its check may take until it accepts.
+const acceptTime = time.Second
+
+// awaitAccepting waits until the program has accepted what the check connected: a master listens
+// before its workers are there, and clients would wait for them, while the old ones still accept.
+func (g *generation) awaitAccepting(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, acceptTime)
+	defer cancel()
+	if err := reuse.AwaitAccepted(ctx, g.owner.Members()...); err != nil {
+		g.log.Warn("the program listens, but does not accept yet", "error", err)
+	}
 }
 
 // serve waits for the generation's end.
