@@ -12,8 +12,8 @@ import (
 
 // The picture's measures, in SVG units: a line for each rival, a panel for each measure.
 const (
-	pictureWidth = 1120
-	nameWidth    = 300 // the names, at the left
+	pictureWidth = 1180
+	nameWidth    = 360 // the names, at the left
 	panelGap     = 34
 	lineHeight   = 34
 	headHeight   = 118
