@@ -107,6 +107,9 @@ func (p *program) wait(g *generation) {
 			p.id = id
 			p.mu.Unlock()
 			g.owner.Record(&id)
+			if g.stopped.Load() { // the stop signal went to the process that is over
+				p.signal(g.req.set.StopSignal)
+			}
 			status = <-end
 		}
 	}
