@@ -30,7 +30,7 @@ func AwaitAccepted(ctx context.Context, members ...*Member) error {
 			port = 0
 		}
 		inodes = append(inodes, m.Inodes()...)
-		families = append(families, family(a))
+		families = append(families, a.Family())
 	}
 	slices.Sort(families)
 	families = slices.Compact(families)

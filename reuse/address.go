@@ -91,8 +91,8 @@ func (a Address) String() string {
 // Is4 reports whether sockets on the address are IPv4 sockets.
 func (a Address) Is4() bool { return a.AddrPort.Addr().Is4() }
 
-// family is what sock_diag calls the sockets on an address, those of its connections included.
-func family(a Address) uint8 {
+// Family is what package sockdiag calls the family of sockets on the address, and of their connections.
+func (a Address) Family() uint8 {
 	if a.Is4() {
 		return sockdiag.FamilyIPv4
 	}

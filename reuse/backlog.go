@@ -161,7 +161,7 @@ func AwaitBacklogOf(ctx context.Context, members ...*Member) error {
 		addr := m.Address()
 		if addr.Network == "tcp" {
 			ports = append(ports, addr.AddrPort.Port())
-			a.families = append(a.families, family(addr))
+			a.families = append(a.families, addr.Family())
 		}
 		for _, ino := range m.Inodes() {
 			queues = append(queues, InodeQueue(addr.socketNetwork(), addr.AddrPort.Port(), ino))

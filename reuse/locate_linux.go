@@ -306,7 +306,7 @@ func members(diag *sockdiag.Conn, a Address) (map[uint64]uint32, error) {
 	if a.Network == "udp" {
 		list = diag.Datagrams
 	}
-	sockets, err := list(a.AddrPort.Port(), family(a))
+	sockets, err := list(a.AddrPort.Port(), a.Family())
 	if err != nil {
 		return nil, err
 	}

@@ -41,7 +41,7 @@ func (p *program) runCommand() *urfave.Command {
 			&urfave.StringFlag{Name: "health-ca", Usage: "`FILE` with the certificates that https probes trust"},
 			&urfave.BoolFlag{Name: "health-insecure", Usage: "https probes accept any certificate"},
 			&urfave.DurationFlag{Name: "start-timeout", Value: launcher.DefaultStartTimeout, Usage: "until a generation that is not healthy is given up"},
-			&urfave.DurationFlag{Name: "stop-delay", Value: launcher.DefaultStopDelay, Usage: "what established connections get to end before the stop signal"},
+			&urfave.DurationFlag{Name: "stop-delay", Value: launcher.DefaultStopDelay, Usage: "what established connections get to end before the stop signal; in its last fifth kept ones are ended in a pause between two requests"},
 			&urfave.StringFlag{Name: "stop-signal", Value: "TERM", Usage: "`SIGNAL` that ends the program"},
 			&urfave.DurationFlag{Name: "drain-timeout", Value: launcher.DefaultDrainTimeout, Usage: "from the switch or stop until the program is killed"},
 			&urfave.StringFlag{Name: "restart", Value: string(launcher.DefaultRestart), Usage: "when a program that ended is started again: `no|on-failure|always`"},

@@ -2,60 +2,51 @@ package launcher
 
 import (
 	"fmt"
-	"os"
-	"strconv"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"overlap/reuse"
+	"overlap/reuse/sockdiag"
 )
 
-// borrow calls f with a copy of a socket that one of the processes has. The copy is closed
-// after the call: a forgotten one keeps a dead queue in the group.
-func borrow(pids []int, ino uint64, f func(fd int) error) error {
-	link := fmt.Sprintf("socket:[%d]", ino)
+// borrow calls f with a copy of a socket that one of the processes has.
+func borrow(pids []int, ino uint64, f func(fd int) error) (err error) {
 	for _, pid := range pids {
-		number, ok := descriptor(pid, link)
-		if !ok {
+		held, herr := sockdiag.Descriptors(pid)
+		if herr != nil {
+			continue // it ended
+		}
+		i := slices.IndexFunc(held, func(d sockdiag.Descriptor) bool { return d.Inode == ino })
+		if i < 0 {
 			continue
 		}
-		pidfd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
+		pidfd, perr := unix.PidfdOpen(pid, 0)
+		if perr != nil {
 			continue
 		}
-		fd, err := unix.PidfdGetfd(pidfd, number, 0)
+		lerr := lend(pidfd, held[i], func(fd int) { err = f(fd) })
 		unix.Close(pidfd)
-		if err != nil {
-			continue
+		if lerr == nil {
+			return err
 		}
-		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil || st.Ino != ino {
-			unix.Close(fd) // the number means something else by now
-			continue
-		}
-		defer unix.Close(fd)
-		return f(fd)
 	}
 	return fmt.Errorf("socket %d: %w", ino, reuse.ErrUnreachable)
 }
 
-// descriptor is the number by which a process has what the link in /proc/PID/fd says.
-func descriptor(pid int, link string) (int, bool) {
-	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	f, err := os.Open(dir)
+// lend calls f with a copy of a process's descriptor. The copy is closed after the call: a forgotten
+// one keeps a dead queue in the group. The error is pidfd_getfd(2)'s: EBADF also where the number means
+// something else by now.
+func lend(pidfd int, d sockdiag.Descriptor, f func(fd int)) error {
+	fd, err := unix.PidfdGetfd(pidfd, d.FD, 0)
 	if err != nil {
-		return 0, false
+		return err
 	}
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	if err != nil {
-		return 0, false
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Ino != d.Inode {
+		return unix.EBADF
 	}
-	for _, name := range names {
-		if to, err := os.Readlink(dir + "/" + name); err == nil && to == link {
-			n, err := strconv.Atoi(name)
-			return n, err == nil
-		}
-	}
-	return 0, false
+	f(fd)
+	return nil
 }

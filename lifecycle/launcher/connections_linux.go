@@ -38,9 +38,10 @@ const fewSockets = 2000
 // open returns the inodes of those that are open, with the processes they may belong to.
 func (c connections) open() (inodes map[uint64]bool, tree []int) {
 	var ports []uint16
+	var families []uint8
 	for _, a := range c.addresses {
 		if a.Network == "tcp" {
-			ports = append(ports, a.AddrPort.Port())
+			ports, families = append(ports, a.AddrPort.Port()), append(families, a.Family())
 		}
 	}
 	if len(ports) == 0 {
@@ -50,7 +51,7 @@ func (c connections) open() (inodes map[uint64]bool, tree []int) {
 	if inodes, ok := lookAtEach(tree, ports); ok {
 		return inodes, tree
 	}
-	return c.list(tree), tree
+	return listAll(tree, ports, families), tree
 }
 
 // lookAtEach finds them among the sockets of the processes; false where there are too many, or they
@@ -89,47 +90,31 @@ func lookAtEach(tree []int, ports []uint16) (map[uint64]bool, bool) {
 	return found, true
 }
 
-// isConnection reports whether a descriptor is one at one of the ports. The copy lives for
-// three system calls.
-func isConnection(pidfd int, d sockdiag.Descriptor, ports []uint16) (bool, error) {
-	fd, err := unix.PidfdGetfd(pidfd, d.FD, 0)
+// isConnection reports whether a descriptor is one at one of the ports.
+func isConnection(pidfd int, d sockdiag.Descriptor, ports []uint16) (is bool, err error) {
+	err = lend(pidfd, d, func(fd int) {
+		open, port, oerr := reuse.OpenConnection(fd)
+		is = oerr == nil && open && slices.Contains(ports, port)
+	})
 	if err == unix.EBADF || err == unix.ESRCH {
 		return false, nil // closed, or the process ended
 	}
-	if err != nil {
-		return false, err
-	}
-	defer unix.Close(fd)
-	open, port, err := reuse.OpenConnection(fd)
-	return err == nil && open && slices.Contains(ports, port), nil
+	return is, err
 }
 
-// list asks the kernel once for all addresses.
-func (c connections) list(tree []int) map[uint64]bool {
-	var ports []uint16
-	var families []uint8
-	for _, a := range c.addresses {
-		if a.Network != "tcp" {
-			continue
-		}
-		ports = append(ports, a.AddrPort.Port())
-		family := uint8(sockdiag.FamilyIPv6)
-		if a.Is4() {
-			family = sockdiag.FamilyIPv4
-		}
-		if !slices.Contains(families, family) {
-			families = append(families, family)
-		}
-	}
+// listAll asks the kernel once for all ports.
+func listAll(tree []int, ports []uint16, families []uint8) map[uint64]bool {
 	diag, err := sockdiag.Open()
 	if err != nil {
 		return nil
 	}
 	defer diag.Close()
 	var port uint16 // all
-	if ports = slices.Compact(slices.Sorted(slices.Values(ports))); len(ports) == 1 {
+	if len(slices.Compact(slices.Sorted(slices.Values(ports)))) == 1 {
 		port = ports[0]
 	}
+	slices.Sort(families)
+	families = slices.Compact(families)
 	there, err := diag.Connections(port, families...)
 	if err != nil {
 		return nil

@@ -36,6 +36,7 @@ type programConfig struct {
 	User     int      // who it becomes before it listens, where that is not 0
 	UDP      []string // addresses that it binds, and does not read from
 	Fail     string   // "late": not healthy for a second; "unhealthy", "crash early", "crash in check", "hang", "never"
+	Slow     bool     // it accepts 0.2 s after it listens, as a master whose workers come later
 	Stubborn bool     // it ignores SIGTERM
 	Daemon   bool     // it goes into the background
 	Child    bool     // it has a worker in a session of its own, which ignores SIGTERM too
@@ -141,6 +142,10 @@ func (c programConfig) serve() error {
 			go c.reopenAtSignal(srv, ln)
 		}
 		go func() {
+			if c.Slow {
+				time.Sleep(200 * time.Millisecond)
+				fmt.Fprintln(os.Stderr, "program: accepts")
+			}
 			if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) && !c.Reopen {
 				failed <- err
 			}

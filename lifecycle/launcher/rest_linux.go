@@ -59,22 +59,9 @@ func endResting(inodes map[uint64]bool, tree []int) {
 		}
 		for _, d := range held {
 			if inodes[d.Inode] {
-				endRestingOf(pidfd, d)
+				lend(pidfd, d, func(fd int) { reuse.EndResting(fd, restTime) })
 			}
 		}
 		unix.Close(pidfd)
-	}
-}
-
-// endRestingOf does it for one, whose number may mean something else by now.
-func endRestingOf(pidfd int, d sockdiag.Descriptor) {
-	fd, err := unix.PidfdGetfd(pidfd, d.FD, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err == nil && st.Ino == d.Inode {
-		reuse.EndResting(fd, restTime)
 	}
 }
