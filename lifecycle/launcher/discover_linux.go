@@ -56,11 +56,25 @@ func (s *sockets) found(network string, d sockdiag.Socket, mine map[uint64]bool)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	s.g.owner.Claim(d.Inode)
+	control := s.borrow(s.g.program.pid(), d.Inode)
+	gate := func() error {
+		if err := control(func(fd int) error { return reuse.Share(fd, a) }); err != nil {
+			// Out of reach its place in the group could not be found at a handover.
+			return fmt.Errorf("reach the program's socket on %s (pidfd_getfd; in a container --cap-add SYS_PTRACE, or no --reuse off): %w", a, err)
+		}
+		return nil
+	}
+	if s.g.owner.Predecessor() > 0 {
+		// The steering names the old ones, so nobody waits at it; and without a gate it would not count
+		// what is dropped, by which the old generation finds the places of its own.
+		if err := gate(); err != nil {
+			return err
+		}
+	}
 	m, err := s.g.owner.MemberOf(ctx, a, int(d.UID))
 	if err == nil {
 		err = m.ForUser(int(d.UID))
 	}
-	control := s.borrow(s.g.program.pid(), d.Inode)
 	if err == nil {
 		if s.g.owner.Predecessor() > 0 {
 			err = s.g.owner.Anchor(m)
@@ -75,10 +89,11 @@ func (s *sockets) found(network string, d sockdiag.Socket, mine map[uint64]bool)
 	case err != nil:
 		return err
 	}
-	// For the first one too: its clients wait until it is healthy.
-	if err := control(func(fd int) error { return reuse.Share(fd, a) }); err != nil {
-		// Out of reach its place in the group could not be found at a handover.
-		return fmt.Errorf("reach the program's socket on %s (pidfd_getfd; in a container --cap-add SYS_PTRACE, or no --reuse off): %w", a, err)
+	if s.g.owner.Predecessor() == 0 {
+		// The first one's clients wait from now on, until it is healthy.
+		if err := gate(); err != nil {
+			return err
+		}
 	}
 	m.Adopt(d.Inode, control)
 	return nil
