@@ -36,6 +36,12 @@ const (
 
 	backlogPollMin = time.Millisecond
 	backlogPollMax = 20 * time.Millisecond
+
+	// For so long only the listeners' references are read before the half-open connections are
+	// listed too, and so much time at most passes between two lists: each costs milliseconds
+	// of a CPU, and a connection can stay half-open for a minute.
+	backlogListAfter = 250 * time.Millisecond
+	backlogListMax   = time.Second
 )
 
 // Queue tells what waits in one listener to be accepted or read.
@@ -117,6 +123,13 @@ func (q inodeQueue) families() []uint8 {
 // handshakes reports whether connections of this queue begin half-open.
 func (q inodeQueue) handshakes() bool { return strings.HasPrefix(q.proto, "tcp") }
 
+func (q inodeQueue) listener() (inode uint64, families []uint8, err error) {
+	if families = q.families(); families == nil {
+		families = []uint8{sockdiag.FamilyIPv4, sockdiag.FamilyIPv6}
+	}
+	return q.inode, families, nil
+}
+
 func noProof(err error) error {
 	if errors.Is(err, ErrNoProof) {
 		return err
@@ -128,15 +141,21 @@ func noProof(err error) error {
 // that get no new connections any more: call it after the switch. Meanwhile
 // somebody must go on accepting.
 //
-// The proof: a few milliseconds after the call take the set of half-open
-// connections of the port; wait until each of them is gone; then wait until every
-// queue is empty. The order matters, because a connection leaves the first state
-// only for the second. The kernel does not say which listener a half-open
-// connection will go to, so all of the port are waited for; what comes after the
-// set was taken belongs to the new listener. One can live 63 s where its client is
-// silent (tcp_synack_retries), or as long as TCP_DEFER_ACCEPT says, so ctx should
-// have a deadline. SYN cookies need nothing: the steering decides where their
-// connection goes when the last ACK comes.
+// The proof, a few milliseconds after the call, is either of two. The first is that
+// the kernel holds no reference of a listener but the socket's own: each connection
+// has one, from its first packet until it is accepted ([sockdiag.References]).
+//
+// The second takes over where that number can't be read, or stays high as that of an
+// MPTCP listener does: take the set of half-open connections of the port; wait until each of them is gone; then
+// wait until every queue is empty. The order matters, because a connection leaves
+// the first state only for the second. Which listener a half-open connection will
+// go to is not said there, so all of the port are waited for; what comes after the
+// set was taken belongs to the new listener.
+//
+// A half-open connection can live 63 s where its client is silent
+// (tcp_synack_retries), or as long as TCP_DEFER_ACCEPT says, so ctx should have a
+// deadline. SYN cookies need nothing: the steering decides where their connection
+// goes when the last ACK comes.
 //
 // UDP and unix queues have no handshake; when all are such, or port is 0, only
 // the queues are waited for.
@@ -144,7 +163,7 @@ func noProof(err error) error {
 // The error wraps [ErrNoProof] when the kernel does not tell, else ctx's error,
 // and says what was left.
 func AwaitBacklog(ctx context.Context, port uint16, queues ...Queue) error {
-	a := backlogWait{ctx: ctx, open: openHalfOpen, sleep: backlogSleep}
+	a := newBacklogWait(ctx, queues)
 	if port == 0 {
 		return a.wait(nil, queues)
 	}
@@ -154,22 +173,27 @@ func AwaitBacklog(ctx context.Context, port uint16, queues ...Queue) error {
 // AwaitBacklogOf is AwaitBacklog for the sockets of several members at once. The kernel is asked
 // once for all of them, and not for connections of a family that none is of.
 func AwaitBacklogOf(ctx context.Context, members ...*Member) error {
-	a := backlogWait{ctx: ctx, open: openHalfOpen, sleep: backlogSleep}
 	var ports []uint16
+	var families []uint8
 	var queues []Queue
 	for _, m := range members {
 		addr := m.Address()
 		if addr.Network == "tcp" {
 			ports = append(ports, addr.AddrPort.Port())
-			a.families = append(a.families, addr.Family())
+			families = append(families, addr.Family())
 		}
 		for _, ino := range m.Inodes() {
 			queues = append(queues, InodeQueue(addr.socketNetwork(), addr.AddrPort.Port(), ino))
 		}
 	}
-	slices.Sort(a.families)
-	a.families = slices.Compact(a.families)
+	slices.Sort(families)
+	a := newBacklogWait(ctx, queues)
+	a.families = slices.Compact(families)
 	return a.wait(ports, queues)
+}
+
+func newBacklogWait(ctx context.Context, queues []Queue) *backlogWait {
+	return &backlogWait{ctx: ctx, open: openHalfOpen, sleep: backlogSleep, references: referencesOf(queues)}
 }
 
 // halfOpener is what AwaitBacklog needs of sock_diag.
@@ -185,6 +209,8 @@ type backlogWait struct {
 	ctx   context.Context
 	open  func() (halfOpener, error)
 	sleep func(context.Context, time.Duration) error
+	// references are the listeners'; nil: not known.
+	references *references
 	// families are those of the listeners; none are both.
 	families []uint8
 }
@@ -205,8 +231,12 @@ func (a *backlogWait) wait(ports []uint16, queues []Queue) error {
 		return fmt.Errorf("wait for what listeners hold: %w", err)
 	}
 	if len(ports) > 0 && (len(queues) == 0 || slices.ContainsFunc(queues, hasHandshakes)) {
-		if err := a.halfOpen(ports); err != nil {
+		released, err := a.halfOpen(ports)
+		if err != nil {
 			return fmt.Errorf("wait for half-open connections of port %v: %w", ports, err)
+		}
+		if released {
+			queues = slices.DeleteFunc(slices.Clone(queues), hasHandshakes)
 		}
 	}
 	if err := a.empty(queues); err != nil {
@@ -222,11 +252,17 @@ func hasHandshakes(q Queue) bool {
 	return !ok || k.handshakes()
 }
 
-// halfOpen takes the set of half-open connections and waits until each is gone.
-func (a *backlogWait) halfOpen(ports []uint16) error {
+// halfOpen waits until the listeners are released, which means that their queues are empty too, or
+// takes the set of half-open connections and waits until each is gone.
+func (a *backlogWait) halfOpen(ports []uint16) (released bool, err error) {
+	if a.references != nil {
+		if released, err := a.rest(backlogListAfter); released || err != nil {
+			return released, err
+		}
+	}
 	diag, err := a.open()
 	if err != nil {
-		return noProof(err)
+		return false, noProof(err)
 	}
 	defer diag.Close()
 
@@ -236,23 +272,27 @@ func (a *backlogWait) halfOpen(ports []uint16) error {
 	for i := 0; i < sure; i++ {
 		found, shown, err := a.handshakes(diag, ports)
 		if err != nil {
-			return err
+			return false, err
 		}
 		sure = max(sure, confirmations(shown))
 		for h := range found {
 			absences[h] = 0
 		}
 		if len(absences) == 0 && i+1 >= sure {
-			return nil
+			return false, nil
 		}
 		if err := a.sleep(a.ctx, backlogConfirmEvery); err != nil {
-			return fmt.Errorf("%w with %d left", err, len(absences))
+			return false, fmt.Errorf("%w with %d left", err, len(absences))
 		}
+	}
+	longest := backlogListMax
+	if a.references == nil {
+		longest = backlogPollMax
 	}
 	for pause := backlogPollMin; len(absences) > 0; {
 		found, shown, err := a.handshakes(diag, ports)
 		if err != nil {
-			return err
+			return false, err
 		}
 		wait := pause
 		sure = max(sure, confirmations(shown))
@@ -262,12 +302,39 @@ func (a *backlogWait) halfOpen(ports []uint16) error {
 		if len(absences) == 0 {
 			break
 		}
-		if err := a.sleep(a.ctx, wait); err != nil {
-			return fmt.Errorf("%w with %d left", err, len(absences))
+		released, err := a.rest(wait)
+		if err != nil {
+			return false, fmt.Errorf("%w with %d left", err, len(absences))
 		}
-		pause = min(2*pause, backlogPollMax)
+		if released {
+			return true, nil
+		}
+		pause = min(2*pause, longest)
 	}
-	return nil
+	return false, nil
+}
+
+// rest waits so long, or until the listeners are released.
+func (a *backlogWait) rest(d time.Duration) (released bool, err error) {
+	for pause := backlogPollMin; ; pause = min(2*pause, backlogPollMax) {
+		if a.references != nil {
+			if released, err := a.references.released(); err != nil {
+				a.references = nil // there is another proof
+			} else if released {
+				return true, nil
+			}
+		}
+		if a.references == nil {
+			pause = d
+		}
+		if d <= 0 {
+			return false, nil
+		}
+		if err := a.sleep(a.ctx, min(pause, d)); err != nil {
+			return false, err
+		}
+		d -= pause
+	}
 }
 
 // handshakes are the half-open connections of the ports, and how many connections the kernel's

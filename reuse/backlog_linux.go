@@ -65,6 +65,19 @@ func (q fileQueue) handshakes() bool {
 	return kind == kindStream
 }
 
+func (q fileQueue) listener() (ino uint64, families []uint8, err error) {
+	err = backlogControl(q.conn, func(fd int) error {
+		domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+		if err != nil {
+			return fmt.Errorf("get SO_DOMAIN: %w", err)
+		}
+		families = []uint8{uint8(domain)}
+		ino, err = inode(fd)
+		return err
+	})
+	return ino, families, err
+}
+
 type socketKind int
 
 const (

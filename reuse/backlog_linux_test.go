@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -187,12 +188,20 @@ func backlogNothing(*testing.T, *net.TCPListener) {}
 
 func TestBacklogHalfOpen(t *testing.T) {
 	hold := backlogHold{begin: backlogDeferAccept, end: backlogNothing}
-	t.Run("IPv4", func(t *testing.T) { backlogHeld(t, "tcp4", "127.0.0.1:0", hold) })
-	t.Run("IPv4 of a dual-stack listener", func(t *testing.T) { backlogHeld(t, "tcp", ":0", hold) })
+	t.Run("IPv4", func(t *testing.T) { backlogBothProofs(t, "tcp4", "127.0.0.1:0", hold) })
+	t.Run("IPv4 of a dual-stack listener", func(t *testing.T) { backlogBothProofs(t, "tcp", ":0", hold) })
 	t.Run("IPv6", func(t *testing.T) {
 		backlogNeedsIPv6(t)
-		backlogHeld(t, "tcp6", "[::1]:0", hold)
+		backlogBothProofs(t, "tcp6", "[::1]:0", hold)
 	})
+}
+
+// backlogBothProofs is backlogHeld by the listener's references alone, by the list of half-open
+// connections alone, and by both.
+func backlogBothProofs(t *testing.T, network, address string, hold backlogHold) {
+	t.Run("references", func(t *testing.T) { backlogHeld(t, network, address, hold, true, false) })
+	t.Run("list", func(t *testing.T) { backlogHeld(t, network, address, hold, false, true) })
+	t.Run("both", func(t *testing.T) { backlogHeld(t, network, address, hold, true, true) })
 }
 
 func backlogNeedsIPv6(t *testing.T) {
@@ -204,25 +213,38 @@ func backlogNeedsIPv6(t *testing.T) {
 	c.Close()
 }
 
-// backlogSpy tells when the wait has taken its set and goes on asking.
+// backlogSpy tells when the wait has taken its set, or read the references, and goes on asking.
 type backlogSpy struct {
 	*sockdiag.Conn
 	asked   int
 	waiting chan struct{}
 	once    sync.Once
+	blind   bool // the list of half-open connections shows one forever
 }
 
-func (s *backlogSpy) HalfOpen(port uint16, families ...uint8) ([]sockdiag.Socket, error) {
+func (s *backlogSpy) ask() {
 	if s.asked++; s.asked > 2*backlogConfirmations {
 		s.once.Do(func() { close(s.waiting) })
 	}
+}
+
+func (s *backlogSpy) HalfOpen(port uint16, families ...uint8) ([]sockdiag.Socket, error) {
+	if s.blind {
+		return []sockdiag.Socket{{Cookie: 1, Local: netip.AddrPortFrom(netip.IPv4Unspecified(), port)}}, nil
+	}
+	s.ask()
 	return s.Conn.HalfOpen(port, families...)
+}
+
+func (s *backlogSpy) read(family uint8, inodes []uint64) (map[uint64]int, error) {
+	s.ask()
+	return sockdiag.References(family, inodes)
 }
 
 // backlogHeld holds a handshake half-open while the proof is asked for. The
 // negative control is in it: who reads the queue first, and then waits for
 // half-open connections, sees nothing at either time and closes on a client.
-func backlogHeld(t *testing.T, network, address string, hold backlogHold) {
+func backlogHeld(t *testing.T, network, address string, hold backlogHold, references, list bool) {
 	ln := backlogListen(t, network, address)
 	port := uint16(ln.Addr().(*net.TCPAddr).Port)
 	hold.begin(t, ln)
@@ -257,11 +279,15 @@ func backlogHeld(t *testing.T, network, address string, hold backlogHold) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	spy := &backlogSpy{waiting: make(chan struct{})}
+	spy := &backlogSpy{waiting: make(chan struct{}), blind: !list}
 	wait := backlogWait{ctx: ctx, sleep: backlogSleep, open: func() (_ halfOpener, err error) {
 		spy.Conn, err = sockdiag.Open()
 		return spy, err
 	}}
+	if references {
+		wait.references = referencesOf([]Queue{queue})
+		wait.references.read = spy.read
+	}
 	proven := make(chan error, 1)
 	go func() { proven <- wait.wait([]uint16{port}, []Queue{queue}) }()
 	select {
@@ -395,17 +421,17 @@ func backlogInNamespace(t *testing.T) {
 		nft(t, "delete table inet overlap\n")
 	}
 	t.Run("last ACK dropped", func(t *testing.T) {
-		backlogHeld(t, "tcp4", "127.0.0.1:0", backlogHold{begin: drop, end: pass})
+		backlogBothProofs(t, "tcp4", "127.0.0.1:0", backlogHold{begin: drop, end: pass})
 	})
 	t.Run("and defer accept", func(t *testing.T) {
-		backlogHeld(t, "tcp4", "127.0.0.1:0", backlogHold{begin: func(t *testing.T, ln *net.TCPListener) {
+		backlogBothProofs(t, "tcp4", "127.0.0.1:0", backlogHold{begin: func(t *testing.T, ln *net.TCPListener) {
 			backlogDeferAccept(t, ln)
 			drop(t, ln)
 		}, end: pass})
 	})
 	t.Run("IPv6", func(t *testing.T) {
 		backlogNeedsIPv6(t)
-		backlogHeld(t, "tcp6", "[::1]:0", backlogHold{begin: drop, end: pass})
+		backlogBothProofs(t, "tcp6", "[::1]:0", backlogHold{begin: drop, end: pass})
 	})
 }
 

@@ -148,3 +148,48 @@ func TestBacklogUnknownProtocol(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestBacklogReferences: the listeners are released when each is known to have its own reference
+// only, or is missing several times in a row.
+func TestBacklogReferences(t *testing.T) {
+	type reading map[uint64]int
+	for _, tt := range []struct {
+		name     string
+		readings []reading
+		released []bool
+	}{
+		{"at once", []reading{{7: 1, 8: 1}}, []bool{true}},
+		{"one later", []reading{{7: 1, 8: 3}, {7: 1, 8: 2}, {7: 1, 8: 1}}, []bool{false, false, true}},
+		{"missed", []reading{{7: 1}, {7: 1}, {7: 1, 8: 2}, {7: 1}, {7: 1, 8: 1}}, []bool{false, false, false, false, true}},
+		{"gone", []reading{{7: 1}, {7: 1}, {7: 1}, {7: 1}}, []bool{false, false, false, true}},
+		{"gone, but the other has not", []reading{{7: 2}, {7: 2}, {7: 2}, {7: 2}, {7: 1}}, []bool{false, false, false, false, true}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := referencesOf([]Queue{InodeQueue("tcp4", 80, 7), InodeQueue("tcp4", 80, 8)})
+			for i, want := range tt.released {
+				r.read = func(uint8, []uint64) (map[uint64]int, error) { return tt.readings[i], nil }
+				if got, err := r.released(); err != nil || got != want {
+					t.Fatalf("reading %d: %v, %v", i, got, err)
+				}
+			}
+		})
+	}
+	if referencesOf(nil) != nil || referencesOf([]Queue{&backlogFake{}}) != nil {
+		t.Error("nobody's references were to prove something")
+	}
+}
+
+// TestBacklogReferencesUnread: where the references can't be read, the list of half-open connections decides.
+func TestBacklogReferencesUnread(t *testing.T) {
+	f := &backlogFake{dumps: [][]uint64{{1}, {1}, {}}, queue: []int{0}}
+	w := backlogWait{
+		ctx:        t.Context(),
+		open:       func() (halfOpener, error) { return f, nil },
+		sleep:      func(ctx context.Context, _ time.Duration) error { return ctx.Err() },
+		references: referencesOf([]Queue{InodeQueue("tcp4", 80, 7)}),
+	}
+	w.references.read = func(uint8, []uint64) (map[uint64]int, error) { return nil, errors.New("refused by a sandbox") }
+	if err := w.wait([]uint16{80}, []Queue{f}); err != nil || f.asked != 3 {
+		t.Errorf("%v after %d lists", err, f.asked)
+	}
+}

@@ -59,12 +59,20 @@ func TestParting(t *testing.T) {
 func paused(t *testing.T, addr string, f func()) int64 {
 	ctx, stop := context.WithCancel(context.Background())
 	var failed atomic.Int64
-	var clients sync.WaitGroup
+	var clients, begun sync.WaitGroup
+	begun.Add(20)
 	for i := range 20 {
 		clients.Go(func() {
 			time.Sleep(time.Duration(i) * 450 * time.Millisecond / 20)
-			l := bench.Load{Address: addr, Clients: 1, Mode: bench.KeepAlive, Path: "/slow", Think: 250 * time.Millisecond, Timeout: waitFor}
+			var once sync.Once
+			l := bench.Load{Address: addr, Clients: 1, Mode: bench.KeepAlive, Path: "/slow", Think: 250 * time.Millisecond, Timeout: waitFor,
+				Progress: func(p bench.Snapshot) {
+					if p.Requests > 0 {
+						once.Do(begun.Done)
+					}
+				}}
 			r, err := l.Run(ctx, nil)
+			once.Do(begun.Done)
 			if err != nil {
 				t.Error(err)
 				return
@@ -72,7 +80,7 @@ func paused(t *testing.T, addr string, f func()) int64 {
 			failed.Add(r.Failed)
 		})
 	}
-	time.Sleep(500 * time.Millisecond)
+	begun.Wait()
 	f()
 	stop()
 	clients.Wait()

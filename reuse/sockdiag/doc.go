@@ -10,7 +10,7 @@
 // skipped. Whoever concludes something from absence must ask more than once.
 //
 // It speaks NETLINK_SOCK_DIAG (sock_diag(7)), which needs no privilege, and
-// reads /proc for the owners. It sees the network namespace of the thread that
+// reads /proc for the owners and for the references of listeners. It sees the network namespace of the thread that
 // opened the [Conn]. On other platforms than Linux every function returns an
 // error that wraps [errors.ErrUnsupported].
 //
