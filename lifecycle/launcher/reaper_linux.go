@@ -6,9 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -93,7 +90,7 @@ func (r *reaper) start(cmd *exec.Cmd) (wait func() error, err error) {
 func (r *reaper) reap() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, pid := range children() {
+	for _, pid := range r.children() {
 		if r.known[pid] {
 			continue
 		}
@@ -110,31 +107,12 @@ func (r *reaper) reap() {
 }
 
 // children are this process's.
-func children() []int {
-	files, _ := filepath.Glob("/proc/self/task/*/children")
-	var all []int
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			continue
-		}
-		for _, word := range strings.Fields(string(data)) {
-			if pid, err := strconv.Atoi(word); err == nil {
-				all = append(all, pid)
-			}
-		}
+func (r *reaper) children() []int {
+	children, err := process.Children(os.Getpid())
+	if err != nil {
+		r.log.Debug("orphans are not seen", "error", err)
 	}
-	if len(files) > 0 {
-		return all
-	}
-	self := os.Getpid()
-	tree, _ := process.Tree(self)
-	for _, pid := range tree {
-		if pid != self && process.Parent(pid) == self {
-			all = append(all, pid)
-		}
-	}
-	return all
+	return children
 }
 
 // daemon looks for the process that a program left behind when its first one ended well. end
@@ -159,7 +137,7 @@ func (r *reaper) orphan() (process.Identity, <-chan syscall.WaitStatus) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var oldest process.Identity
-	for _, pid := range children() {
+	for _, pid := range r.children() {
 		if r.known[pid] || r.watched[pid] != nil {
 			continue
 		}

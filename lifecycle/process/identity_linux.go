@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -66,12 +65,11 @@ func (s stat) zombie() bool {
 }
 
 func readStat(pid int) (stat, error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	raw, err := readProc("/proc/" + strconv.Itoa(pid) + "/stat")
+	if errors.Is(err, os.ErrNotExist) {
+		return stat{}, os.ErrProcessDone
+	}
 	if err != nil {
-		// ESRCH: it went between open and read.
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-			return stat{}, os.ErrProcessDone
-		}
 		return stat{}, err
 	}
 	return parseStat(raw)
@@ -109,47 +107,6 @@ func inspect(pid int) (start uint64, running bool, err error) {
 		return 0, false, err
 	}
 	return s.start, !s.zombie(), nil
-}
-
-// Tree returns the process and all its descendants, parents before children. The
-// error wraps os.ErrProcessDone when the process does not exist. The list is a
-// snapshot that is not taken in one step: who is born or orphaned meanwhile may be
-// missing, and a descendant whose parent has died belongs to the nearest subreaper
-// (PR_SET_CHILD_SUBREAPER) above it, or to the namespace's first process.
-func Tree(pid int) ([]int, error) {
-	if _, err := readStat(pid); err != nil {
-		return nil, fmt.Errorf("list the descendants of process %d: %w", pid, err)
-	}
-	proc, err := os.Open("/proc")
-	if err != nil {
-		return nil, fmt.Errorf("list the descendants of process %d: %w", pid, err)
-	}
-	names, err := proc.Readdirnames(-1)
-	proc.Close()
-	if err != nil {
-		return nil, fmt.Errorf("list the descendants of process %d: %w", pid, err)
-	}
-	children := make(map[int][]int)
-	for _, name := range names {
-		p, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		if s, err := readStat(p); err == nil {
-			children[s.parent] = append(children[s.parent], p)
-		}
-	}
-	tree := []int{pid}
-	seen := map[int]bool{pid: true} // a number reused meanwhile must not make a circle
-	for i := 0; i < len(tree); i++ {
-		for _, child := range children[tree[i]] {
-			if !seen[child] {
-				seen[child] = true
-				tree = append(tree, child)
-			}
-		}
-	}
-	return tree, nil
 }
 
 // Command returns the command line of a process for people to read: arguments

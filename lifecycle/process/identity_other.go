@@ -61,6 +61,11 @@ func inspect(pid int) (start uint64, running bool, err error) {
 	return uint64(t.Unix()), !strings.HasPrefix(state, "Z"), nil
 }
 
+// Children lists the children on Linux; here it is an error.
+func Children(pid int) ([]int, error) {
+	return nil, fmt.Errorf("list the children of process %d: %w: it needs Linux's /proc", pid, errors.ErrUnsupported)
+}
+
 // Tree lists the process and all its descendants on Linux; here it is an error.
 func Tree(pid int) ([]int, error) {
 	return nil, fmt.Errorf("list the descendants of process %d: %w: it needs Linux's /proc", pid, errors.ErrUnsupported)

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -68,6 +69,13 @@ func TestTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// However it is found out.
+	if scanned, err := scanTree(want[0]); err != nil || !slices.Equal(scanned, tree) {
+		t.Errorf("Tree(%d) = %v, by the parents of all %v, %v", want[0], tree, scanned, err)
+	}
+	if children, err := Children(want[0]); err != nil || !slices.Equal(children, tree[1:2]) {
+		t.Errorf("Children(%d) = %v, %v", want[0], children, err)
+	}
 	if len(tree) != 3 || !slices.Equal(tree[:2], want) {
 		t.Errorf("Tree(%d) = %v, want %v and the grandchild", want[0], tree, want)
 	}
@@ -80,6 +88,49 @@ func TestTree(t *testing.T) {
 	if _, err := Tree(want[0]); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("tree of a process that ended: %v", err)
 	}
+	if _, err := scanTree(want[0]); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("scanned tree of a process that ended: %v", err)
+	}
+}
+
+// TestChildrenMany: none is missing where there are more than one reading takes, and some end meanwhile.
+func TestChildrenMany(t *testing.T) {
+	const stay, pass = 150, 100
+	start := func() *exec.Cmd {
+		cmd := exec.Command("sleep", "60")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		return cmd
+	}
+	passing := make([]*exec.Cmd, 0, pass)
+	var want []int
+	for i := range stay {
+		want = append(want, start().Process.Pid)
+		if i < pass {
+			passing = append(passing, start())
+		}
+	}
+	var ending sync.WaitGroup
+	ending.Go(func() {
+		for _, cmd := range passing {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+	})
+	for range 50 {
+		got, err := Children(os.Getpid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pid := range want {
+			if !slices.Contains(got, pid) {
+				t.Fatalf("%d is missing in %v", pid, got)
+			}
+		}
+	}
+	ending.Wait()
 }
 
 func TestParseStat(t *testing.T) {
