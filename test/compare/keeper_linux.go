@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"overlap/lifecycle/process"
 )
 
 // tick is the unit of times in /proc/PID/stat: USER_HZ, 100 on every Linux, proc(5).
@@ -88,8 +90,10 @@ func (k *warden) start(o order) (int, error) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	// No session of its own: the scheduler gives each one the same share of a CPU (sched_autogroup,
+	// sched(7)), and clients would wait tens of milliseconds for the end of the server's.
 	pid, err := syscall.ForkExec(o.Args[0], o.Args, &syscall.ProcAttr{Env: append(env, o.Env...),
-		Files: []uintptr{null.Fd(), 2, 2}, Sys: &syscall.SysProcAttr{Setsid: true}})
+		Files: []uintptr{null.Fd(), 2, 2}, Sys: &syscall.SysProcAttr{Setpgid: true}})
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", o.Args[0], err)
 	}
@@ -113,26 +117,34 @@ func (k *warden) reapLocked() bool {
 	}
 }
 
-// process is what is needed of /proc/PID/stat.
-type process struct {
-	parent int
+// stat is what is needed of /proc/PID/stat.
+type stat struct {
 	zombie bool
 	own    time.Duration
 	reaped time.Duration // of children that it has waited for
 }
 
-// usage reads the tree.
+// usage reads the keeper's tree, and nothing of other processes: it is asked beside the load.
 func (k *warden) usage() (int, time.Duration, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.reapLocked()
-	all, err := processes()
+	self := os.Getpid()
+	tree, err := process.Tree(self)
 	if err != nil {
 		return 0, 0, err
 	}
 	live, sum := 0, k.reaped
-	for pid, p := range all {
-		if !below(all, pid, os.Getpid()) {
+	for _, pid := range tree {
+		if pid == self {
+			continue
+		}
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			continue
+		}
+		p, ok := parseStat(line)
+		if !ok {
 			continue
 		}
 		if !p.zombie {
@@ -148,56 +160,17 @@ func (k *warden) usage() (int, time.Duration, error) {
 	return live, sum, nil
 }
 
-func below(all map[int]process, pid, top int) bool {
-	for range 64 {
-		p, ok := all[pid]
-		if !ok || p.parent == 0 {
-			return false
-		}
-		if p.parent == top {
-			return true
-		}
-		pid = p.parent
-	}
-	return false
-}
-
-func processes() (map[int]process, error) {
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	all := make(map[int]process, len(names))
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		if stat, err := os.ReadFile("/proc/" + name + "/stat"); err == nil {
-			if p, ok := parseStat(stat); ok {
-				all[pid] = p
-			}
-		}
-	}
-	return all, nil
-}
-
 // parseStat reads a line of /proc/PID/stat. The name, in parentheses, may hold anything.
-func parseStat(stat []byte) (process, bool) {
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+func parseStat(line []byte) (stat, bool) {
+	fields := bytes.Fields(line[bytes.LastIndexByte(line, ')')+1:])
 	if len(fields) < 15 {
-		return process{}, false
+		return stat{}, false
 	}
 	var n [15]int64
 	for i := 1; i < len(n); i++ {
 		n[i], _ = strconv.ParseInt(string(fields[i]), 10, 64)
 	}
-	return process{int(n[1]), fields[0][0] == 'Z', time.Duration(n[11]+n[12]) * tick, time.Duration(n[13]+n[14]) * tick}, true
+	return stat{fields[0][0] == 'Z', time.Duration(n[11]+n[12]) * tick, time.Duration(n[13]+n[14]) * tick}, true
 }
 
 // endAll kills children until there are none. Those of a killed one come to the keeper, so it only
@@ -209,14 +182,12 @@ func (k *warden) endAll() error {
 		if time.Now().After(until) {
 			return errors.New("some processes can't be ended")
 		}
-		all, err := processes()
+		children, err := process.Children(os.Getpid())
 		if err != nil {
 			return err
 		}
-		for pid, p := range all {
-			if p.parent == os.Getpid() {
-				syscall.Kill(pid, syscall.SIGKILL)
-			}
+		for _, pid := range children {
+			syscall.Kill(pid, syscall.SIGKILL)
 		}
 		time.Sleep(time.Millisecond)
 	}
