@@ -18,10 +18,6 @@ import (
 var ErrNoProof = errors.New("what listeners still hold cannot be seen")
 
 const (
-	// What was on its way into a listener at the switch, on another CPU, stands in
-	// the kernel's tables after a few milliseconds.
-	backlogSettle = 3 * time.Millisecond
-
 	// A process that connects to a unix socket can lose the CPU between finding the
 	// listener and joining its queue, which a handshake in the kernel cannot.
 	backlogSettleLocal = 20 * time.Millisecond
@@ -141,7 +137,8 @@ func noProof(err error) error {
 // that get no new connections any more: call it after the switch. Meanwhile
 // somebody must go on accepting.
 //
-// The proof, a few milliseconds after the call, is either of two. The first is that
+// What was on its way into a listener at the switch, on another CPU, stands in the
+// kernel's tables a grace period after the call. The proof, from there on, is either of two. The first is that
 // the kernel holds no reference of a listener but the socket's own: each connection
 // has one, from its first packet until it is accepted ([sockdiag.References]).
 //
@@ -223,11 +220,7 @@ type handshake struct {
 }
 
 func (a *backlogWait) wait(ports []uint16, queues []Queue) error {
-	settle := backlogSettle
-	if slices.ContainsFunc(queues, func(q Queue) bool { return !hasHandshakes(q) }) {
-		settle = backlogSettleLocal
-	}
-	if err := a.sleep(a.ctx, settle); err != nil {
+	if err := a.settle(slices.ContainsFunc(queues, func(q Queue) bool { return !hasHandshakes(q) })); err != nil {
 		return fmt.Errorf("wait for what listeners hold: %w", err)
 	}
 	if len(ports) > 0 && (len(queues) == 0 || slices.ContainsFunc(queues, hasHandshakes)) {
@@ -241,6 +234,18 @@ func (a *backlogWait) wait(ports []uint16, queues []Queue) error {
 	}
 	if err := a.empty(queues); err != nil {
 		return fmt.Errorf("wait for what listeners hold: %w", err)
+	}
+	return nil
+}
+
+func (a *backlogWait) settle(local bool) error {
+	select {
+	case <-grace():
+	case <-a.ctx.Done():
+		return a.ctx.Err()
+	}
+	if local {
+		return a.sleep(a.ctx, backlogSettleLocal)
 	}
 	return nil
 }

@@ -12,8 +12,9 @@ import (
 	"golang.org/x/net/bpf"
 )
 
-// hideTime is how long a socket stays hidden before it is closed: lookups that found it just
-// before must be over.
+// hideTime is how long a placeholder that makes room for a newcomer stays hidden before it is
+// closed: lookups that found it just before must be over. In a handover there is no time for a
+// grace period, which all other sockets get.
 const hideTime = time.Millisecond
 
 // Member is one generation's part of the group of one address: its sockets, and the
@@ -432,13 +433,13 @@ func (m *Member) yieldLocked() {
 	m.dropHoldersLocked(front)
 }
 
-// closeHoldersLocked hides placeholders, and closes them a millisecond later in the order given.
+// closeHoldersLocked hides placeholders, and closes them a grace period later in the order given.
 func (m *Member) closeHoldersLocked(holders []*holder) {
 	if len(holders) == 0 {
 		return
 	}
 	hideAll(holders)
-	time.Sleep(hideTime)
+	<-grace()
 	m.dropHoldersLocked(holders)
 }
 
@@ -601,7 +602,7 @@ func (m *Member) Recede() {
 }
 
 // Leave takes the member out of the group: all its own sockets and placeholders are hidden,
-// and closed a millisecond later. What still lies in an accept queue then is reset, so
+// and closed a grace period later, some 10 ms. What still lies in an accept queue then is reset, so
 // [AwaitBacklog] comes before it. Sockets in other hands stay.
 func (m *Member) Leave() {
 	m.mu.Lock()
@@ -634,7 +635,7 @@ func (m *Member) Leave() {
 		return
 	}
 	if steering {
-		time.Sleep(hideTime)
+		<-grace()
 	}
 	for _, s := range leaving {
 		s.close()
@@ -659,7 +660,7 @@ func (m *Member) leave(s *socket) error {
 	s.gone = true
 	if steering {
 		s.control(hide)
-		time.Sleep(hideTime)
+		<-grace()
 	}
 	return s.close()
 }

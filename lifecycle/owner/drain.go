@@ -83,9 +83,11 @@ func (o *Owner) beginDrain(handover bool) error {
 	o.drains = true
 	o.saveOrSay(func(r *state.Record) { r.State = state.Draining })
 	if handover {
+		var all sync.WaitGroup // each waits for the kernel, all for the same
 		for _, m := range o.Members() {
-			m.Recede()
+			all.Go(m.Recede)
 		}
+		all.Wait()
 	}
 	return nil
 }

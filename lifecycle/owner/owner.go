@@ -307,12 +307,14 @@ func (o *Owner) leave() {
 	o.mu.Lock()
 	addresses := slices.Clone(o.addresses)
 	o.mu.Unlock()
+	var all sync.WaitGroup // each waits for the kernel, all for the same
 	for _, a := range addresses {
 		if a.member != nil {
-			a.member.Leave()
+			all.Go(a.member.Leave)
 		}
 		if a.unix != nil {
-			a.unix.Close()
+			all.Go(func() { a.unix.Close() })
 		}
 	}
+	all.Wait()
 }

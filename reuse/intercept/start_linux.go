@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,7 +50,7 @@ func Start(cmd *exec.Cmd, o Options) (*Tap, error) {
 	l := launch{cmd: cmd, plan: p, listener: -1, done: make(chan struct{})}
 	go l.run()
 	<-l.done
-	time.AfterFunc(refillAfter, refill)
+	refills().Reset(refillAfter)
 	if l.err != nil {
 		return nil, l.err
 	}

@@ -29,11 +29,20 @@ const (
 // refillAfter is how long after a start the next one's threads are made: not beside a program that starts.
 const refillAfter = time.Second
 
+// refills is the timer of the next refill, which each start sets anew.
+var refills = sync.OnceValue(func() *time.Timer { return time.AfterFunc(refillAfter, refill) })
+
 // refill makes the threads of the next start ahead of it, where there is room.
 func refill() {
+	// Whoever has the lock, a start or another refill, sees to it. To wait would keep a thread, of
+	// which there may be few.
+	if !spare.TryLock() {
+		return
+	}
+	defer spare.Unlock()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	spendThread()
+	spendThreadLocked()
 }
 
 // spendThread must be called, from a goroutine that is locked to its thread, before a thread is ended. It
@@ -41,6 +50,10 @@ func refill() {
 func spendThread() error {
 	spare.Lock()
 	defer spare.Unlock()
+	return spendThreadLocked()
+}
+
+func spendThreadLocked() error {
 	have := threads()
 	if have == 0 {
 		return nil // without /proc it can't be seen
