@@ -7,6 +7,8 @@ import (
 	"os"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestMigrate: with net.ipv4.tcp_migrate_req the kernel moves what a dying listener held to any
@@ -17,6 +19,14 @@ func TestMigrate(t *testing.T) {
 		t.Skip(err)
 	} else if parent, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", os.Getppid())); err != nil || ours == parent {
 		t.Skip("needs a network namespace of the test's own: run as root")
+	}
+	var u unix.Utsname
+	var major, minor int
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); major < 5 || major == 5 && minor < 14 {
+		t.Skip("needs Linux 5.14; late 5.10 has the setting, and moves nothing")
 	}
 	if err := os.WriteFile(sysctl, []byte("1"), 0); err != nil {
 		t.Skip(err)

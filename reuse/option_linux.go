@@ -42,7 +42,9 @@ func closeGate(fd int, a Address) error { return gate(fd, a, probeHops) }
 func openGate(fd int, a Address) error { return gate(fd, a, locatorHops+1) }
 
 // attach sets the program of the group that fd is a member of (SO_ATTACH_REUSEPORT_CBPF,
-// socket(7)); it takes effect at once, for the whole group, and needs no capability.
+// socket(7)); it takes effect at once, for the whole group, and needs no capability. A kernel
+// without the fix for CVE-2026-52910 frees the program that was there with no grace period: a CPU that is
+// stopped while it runs that one crashes.
 func attach(fd int, p []bpf.Instruction) error {
 	raw, err := assemble(p)
 	if err != nil {
