@@ -61,5 +61,8 @@ func (m *Member) DialProbe(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("probe %s: %w", a, err)
 	}
+	if a.Network == "tcp" {
+		return &probeConn{Conn: conn}, nil
+	}
 	return conn, nil
 }

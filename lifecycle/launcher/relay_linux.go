@@ -62,7 +62,7 @@ func (r *relay) join(c net.Conn) {
 	go func() {
 		defer close(done)
 		io.Copy(to, c)
-		if t, ok := to.(*net.TCPConn); ok {
+		if t, ok := to.(interface{ CloseWrite() error }); ok {
 			t.CloseWrite()
 		}
 	}()
