@@ -223,6 +223,7 @@ func BenchmarkRun(b *testing.B) {
 					if err != nil {
 						b.Fatal(err)
 					}
+					c.(*net.TCPConn).SetLinger(0) // a port in TIME_WAIT would be missing soon
 					conns = append(conns, c)
 				}
 				if _, _, err := get(addr, "/"); err != nil { // behind them in the queue

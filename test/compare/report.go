@@ -244,7 +244,7 @@ func (p *report) conditions() string {
 	for _, r := range p.rows {
 		drops += r.drops
 	}
-	text := fmt.Sprintf("%s, %s. %s; %s.\n%d clients in a closed loop over the loopback %s, GET, %d bytes\nof answer, no silent retries; %s of %s in each mode, at least %s apart,\neach begun when the one before was over. The load generator shares the machine with the servers.",
+	text := fmt.Sprintf("%s, %s. %s; %s.\n%d clients in a closed loop over the loopback %s, GET, %d bytes\nof answer, no silent retries; %s of %s in each mode, at least %s apart,\neach begun when the one before was over. The load generator shares the machine with the servers, and their session, so that the scheduler weighs them together.",
 		p.began.Format("2006-01-02"), p.place.machine, p.place.kernel, p.place.versions, p.clients, network, len(answerBody),
 		plural(p.rounds, "round"), plural(p.reloads, "reload"), p.every)
 	if drops > 0 {
