@@ -139,8 +139,9 @@ func noProof(err error) error {
 //
 // What was on its way into a listener at the switch, on another CPU, stands in the
 // kernel's tables a grace period after the call. The proof, from there on, is either of two. The first is that
-// the kernel holds no reference of a listener but the socket's own: each connection
-// has one, from its first packet until it is accepted ([sockdiag.References]).
+// the kernel holds no reference of a listener but the socket's own, and nothing is in
+// its queue: each connection has a reference, from its first packet until it is
+// accepted, or is in the queue ([sockdiag.References]).
 //
 // The second takes over where that number can't be read, or stays high as that of an
 // MPTCP listener does: take the set of half-open connections of the port; wait until each of them is gone; then
@@ -151,8 +152,8 @@ func noProof(err error) error {
 //
 // A half-open connection can live 63 s where its client is silent
 // (tcp_synack_retries), or as long as TCP_DEFER_ACCEPT says, so ctx should have a
-// deadline. SYN cookies need nothing: the steering decides where their connection
-// goes when the last ACK comes.
+// deadline. SYN cookies need nothing before they are in the queue: the steering
+// decides where their connection goes when the last ACK comes.
 //
 // UDP and unix queues have no handshake; when all are such, or port is 0, only
 // the queues are waited for.
@@ -323,9 +324,12 @@ func (a *backlogWait) halfOpen(ports []uint16) (released bool, err error) {
 func (a *backlogWait) rest(d time.Duration) (released bool, err error) {
 	for pause := backlogPollMin; ; pause = min(2*pause, backlogPollMax) {
 		if a.references != nil {
-			if released, err := a.references.released(); err != nil {
-				a.references = nil // there is another proof
-			} else if released {
+			released, err := a.references.released()
+			if err != nil {
+				a.references = nil // there is another proof, and nothing to wait for
+				return false, nil
+			}
+			if released {
 				return true, nil
 			}
 		}

@@ -72,6 +72,13 @@ func (q fileQueue) listener() (ino uint64, families []uint8, err error) {
 			return fmt.Errorf("get SO_DOMAIN: %w", err)
 		}
 		families = []uint8{uint8(domain)}
+		protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+		if err != nil {
+			return fmt.Errorf("get SO_PROTOCOL: %w", err)
+		}
+		if protocol == unix.IPPROTO_MPTCP {
+			return errors.New("an MPTCP listener has more references of its own")
+		}
 		ino, err = inode(fd)
 		return err
 	})

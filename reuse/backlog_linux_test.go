@@ -236,7 +236,7 @@ func (s *backlogSpy) HalfOpen(port uint16, families ...uint8) ([]sockdiag.Socket
 	return s.Conn.HalfOpen(port, families...)
 }
 
-func (s *backlogSpy) read(family uint8, inodes []uint64) (map[uint64]int, error) {
+func (s *backlogSpy) read(family uint8, inodes []uint64) (map[uint64]sockdiag.Reference, error) {
 	s.ask()
 	return sockdiag.References(family, inodes)
 }
@@ -394,6 +394,45 @@ func TestBacklogNetfilter(t *testing.T) {
 	}
 }
 
+// backlogCookies: a connection that a SYN cookie let in has no reference of the listener, and is no less
+// waited for.
+func backlogCookies(t *testing.T) {
+	const sysctl = "/proc/sys/net/ipv4/tcp_syncookies"
+	before, err := os.ReadFile(sysctl)
+	if err == nil {
+		err = os.WriteFile(sysctl, []byte("2"), 0) // always
+	}
+	if err != nil {
+		backlogSkip(t, "needs SYN cookies: %v", err)
+	}
+	defer os.WriteFile(sysctl, before, 0)
+	ln := backlogListen(t, "tcp4", "127.0.0.1:0")
+	queue := FileQueue(ln)
+	backlogDial(t, "tcp", ln.Addr())
+	backlogUntil(t, "the connection is in the queue", func() bool { return backlogLen(t, queue) == 1 })
+	ino, families, err := queue.(listening).listener()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if held, err := sockdiag.References(families[0], []uint64{ino}); err != nil || held[ino] != (sockdiag.Reference{Count: 1, Queued: 1}) {
+		t.Errorf("the kernel holds %+v, %v: no cookie was used, or it has a reference", held, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
+	defer cancel()
+	port := uint16(ln.Addr().(*net.TCPAddr).Port)
+	if err := AwaitBacklog(ctx, port, queue); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("with a connection in the queue: %v", err)
+	}
+	c, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := AwaitBacklog(t.Context(), port, queue); err != nil {
+		t.Error(err)
+	}
+}
+
 func backlogInNamespace(t *testing.T) {
 	if err := backlogLoopbackUp(); err != nil {
 		t.Fatal(err)
@@ -420,6 +459,7 @@ func backlogInNamespace(t *testing.T) {
 		t.Helper()
 		nft(t, "delete table inet overlap\n")
 	}
+	t.Run("SYN cookies", backlogCookies)
 	t.Run("last ACK dropped", func(t *testing.T) {
 		backlogBothProofs(t, "tcp4", "127.0.0.1:0", backlogHold{begin: drop, end: pass})
 	})

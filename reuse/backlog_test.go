@@ -167,7 +167,13 @@ func TestBacklogReferences(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			r := referencesOf([]Queue{InodeQueue("tcp4", 80, 7), InodeQueue("tcp4", 80, 8)})
 			for i, want := range tt.released {
-				r.read = func(uint8, []uint64) (map[uint64]int, error) { return tt.readings[i], nil }
+				r.read = func(uint8, []uint64) (map[uint64]sockdiag.Reference, error) {
+					found := map[uint64]sockdiag.Reference{}
+					for inode, n := range tt.readings[i] {
+						found[inode] = sockdiag.Reference{Count: n}
+					}
+					return found, nil
+				}
 				if got, err := r.released(); err != nil || got != want {
 					t.Fatalf("reading %d: %v, %v", i, got, err)
 				}
@@ -185,11 +191,14 @@ func TestBacklogReferencesUnread(t *testing.T) {
 	w := backlogWait{
 		ctx:        t.Context(),
 		open:       func() (halfOpener, error) { return f, nil },
-		sleep:      func(ctx context.Context, _ time.Duration) error { return ctx.Err() },
 		references: referencesOf([]Queue{InodeQueue("tcp4", 80, 7)}),
 	}
-	w.references.read = func(uint8, []uint64) (map[uint64]int, error) { return nil, errors.New("refused by a sandbox") }
-	if err := w.wait([]uint16{80}, []Queue{f}); err != nil || f.asked != 3 {
-		t.Errorf("%v after %d lists", err, f.asked)
+	w.references.read = func(uint8, []uint64) (map[uint64]sockdiag.Reference, error) {
+		return nil, errors.New("refused by a sandbox")
+	}
+	slept := time.Duration(0)
+	w.sleep = func(ctx context.Context, d time.Duration) error { slept += d; return ctx.Err() }
+	if err := w.wait([]uint16{80}, []Queue{f}); err != nil || f.asked != 3 || slept >= backlogListAfter {
+		t.Errorf("%v after %d lists and %v", err, f.asked, slept)
 	}
 }

@@ -1,45 +1,45 @@
 package reuse
 
-import (
-	"sync"
-	"testing"
-	"time"
-)
+import "testing"
 
 // TestGrace: who waits at the same time waits together, and whoever comes during a wait gets one that begins later.
 func TestGrace(t *testing.T) {
-	for range 3 {
-		var all sync.WaitGroup
-		began := time.Now()
-		for range 200 {
-			all.Go(func() { <-grace() })
-		}
-		all.Wait()
-		t.Logf("200 at once: %v", time.Since(began))
+	defer func(before func() error) { kernelGrace = before }(kernelGrace)
+	began, end := make(chan struct{}), make(chan struct{})
+	kernelGrace = func() error {
+		began <- struct{}{}
+		<-end
+		return nil
 	}
 	first := grace()
-	for {
-		graces.mu.Lock()
-		taken := graces.next == nil
-		graces.mu.Unlock()
-		if taken { // it is under way
-			break
-		}
-		time.Sleep(time.Microsecond)
-	}
-	select {
-	case <-first:
-		t.Skip("it was over at once")
-	default:
-	}
-	second := grace()
+	<-began
+	second := grace() // the first has begun
 	if first == second {
 		t.Fatal("a wait that had begun was shared")
 	}
-	<-second
+	for range 200 {
+		if grace() != second {
+			t.Fatal("a wait to come was not shared")
+		}
+	}
+	end <- struct{}{}
+	<-first
+	<-began
 	select {
-	case <-first:
+	case <-second:
+		t.Fatal("the second was over before its own wait")
 	default:
-		t.Fatal("the second ended before the first")
+	}
+	end <- struct{}{}
+	<-second
+}
+
+// TestGraceOfKernel: where the kernel has it, nobody waits a fixed time.
+func TestGraceOfKernel(t *testing.T) {
+	if err := barrier(); err != nil {
+		t.Skip(err)
+	}
+	for range 3 {
+		<-grace()
 	}
 }

@@ -424,9 +424,13 @@ func (m *Member) Yield() {
 func (m *Member) yieldLocked() {
 	front := m.front
 	m.front, m.ready = nil, false
-	if m.hidden.IsZero() {
-		m.closeHoldersLocked(front)
+	if len(front) == 0 {
+		m.hidden = time.Time{}
 		return
+	}
+	if m.hidden.IsZero() {
+		hideAll(front)
+		m.hidden = time.Now()
 	}
 	time.Sleep(hideTime - time.Since(m.hidden))
 	m.hidden = time.Time{}

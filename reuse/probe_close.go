@@ -11,6 +11,9 @@ import (
 // probeLinger is how long a probe's connection waits for the server's end of it; tests change it.
 var probeLinger = time.Second
 
+// probeDrain is how much it reads meanwhile (bytes).
+const probeDrain = 64 << 10
+
 // probeConn is a connection of a probe. It is closed in the background once the server has closed its
 // side too. What the kernel answers for a socket that was closed before has the usual hop limit
 // (tcp_v4_timewait_ack in net/ipv4/tcp_ipv4.c), which the gate that the server's socket inherited drops:
@@ -34,6 +37,22 @@ func (c *probeConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// SetDeadline fails on a closed one, whose deadline is its own.
+func (c *probeConn) SetDeadline(t time.Time) error {
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	return c.Conn.SetDeadline(t)
+}
+
+// SetReadDeadline fails on a closed one, as SetDeadline.
+func (c *probeConn) SetReadDeadline(t time.Time) error {
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
 // CloseWrite sends the end of the stream.
 func (c *probeConn) CloseWrite() error { return c.Conn.(*net.TCPConn).CloseWrite() }
 
@@ -50,7 +69,7 @@ func (c *probeConn) Close() error {
 	}
 	c.Conn.SetReadDeadline(time.Now().Add(probeLinger))
 	go func() {
-		io.Copy(io.Discard, c.Conn)
+		io.CopyN(io.Discard, c.Conn, probeDrain)
 		c.Conn.Close()
 	}()
 	return nil

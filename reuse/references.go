@@ -1,17 +1,21 @@
 package reuse
 
-import "overlap/reuse/sockdiag"
+import (
+	"maps"
+
+	"overlap/reuse/sockdiag"
+)
 
 // references tells of TCP listeners whether anything is left in them, by the references that the
-// kernel holds: the socket has one, and each connection that waits in it, half-open or to be
-// accepted, has one more until it is accepted or gone (reqsk_alloc and reqsk_put in the kernel's
-// include/net/request_sock.h and net/ipv4/inet_connection_sock.c, since Linux 4.4). So one number
-// answers for both states, and for one listener, where a dump of half-open connections walks
-// through all connections of the machine.
+// kernel holds: the socket has one, and each half-open connection has one more until it is accepted
+// or gone (reqsk_alloc and reqsk_put in the kernel's include/net/request_sock.h and
+// net/ipv4/inet_connection_sock.c, since Linux 4.4). One that a SYN cookie let in was never half-open
+// and has none; it is in the queue, whose length stands in the same line. So one line answers for
+// one listener, where a dump of half-open connections walks through all connections of the machine.
 type references struct {
 	// read returns the numbers of the listeners of a family (sockdiag.FamilyIPv4 or FamilyIPv6)
 	// that were found.
-	read   func(family uint8, inodes []uint64) (map[uint64]int, error)
+	read   func(family uint8, inodes []uint64) (map[uint64]sockdiag.Reference, error)
 	inodes map[uint8][]uint64
 	missed map[uint64]int // in how many readings in a row
 }
@@ -51,22 +55,20 @@ func referencesOf(queues []Queue) *references {
 // released reports whether nothing is left in any of the listeners. One that was not found so
 // many times in a row as a dump needs is gone.
 func (r *references) released() (bool, error) {
-	found := map[uint64]int{}
+	found := map[uint64]sockdiag.Reference{}
 	for family, inodes := range r.inodes {
 		some, err := r.read(family, inodes)
 		if err != nil {
 			return false, err
 		}
-		for inode, n := range some {
-			found[inode] = n
-		}
+		maps.Copy(found, some)
 	}
 	released := true
 	for inode := range r.missed {
-		switch n, ok := found[inode]; {
+		switch held, ok := found[inode]; {
 		case ok:
 			r.missed[inode] = 0
-			released = released && n == 1
+			released = released && held == sockdiag.Reference{Count: 1}
 		case r.missed[inode] < backlogConfirmations:
 			r.missed[inode]++
 			released = false

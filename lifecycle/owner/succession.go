@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"overlap/lifecycle/control"
@@ -248,14 +249,18 @@ func (o *Owner) reclaim() {
 		o.keepWaitingLocked()
 		return
 	}
+	var all sync.WaitGroup // each waits for the kernel, all for the same
 	for _, m := range o.Members() {
 		if len(m.Inodes()) == 0 {
 			continue // its program closed that one
 		}
-		if err := m.Reclaim(); err != nil {
-			o.log.Error("take the connections back", "address", m.Address(), "error", err)
-		}
+		all.Go(func() {
+			if err := m.Reclaim(); err != nil {
+				o.log.Error("take the connections back", "address", m.Address(), "error", err)
+			}
+		})
 	}
+	all.Wait()
 }
 
 // Superseding reports whether a newer generation lives and serves: the meaning of a SIGTERM.

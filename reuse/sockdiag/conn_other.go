@@ -39,7 +39,7 @@ func (c *Conn) UnixListeners() ([]UnixSocket, error) { return nil, errPlatform }
 func (c *Conn) Unix(inode uint64) (UnixSocket, error) { return UnixSocket{}, errPlatform }
 
 // References fails as [Open] does.
-func References(family uint8, inodes []uint64) (map[uint64]int, error) { return nil, errPlatform }
+func References(family uint8, inodes []uint64) (map[uint64]Reference, error) { return nil, errPlatform }
 
 // Owners fails as [Open] does.
 func Owners(inodes ...uint64) (map[uint64][]Owner, error) { return nil, errPlatform }

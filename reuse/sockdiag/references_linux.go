@@ -15,13 +15,10 @@ import (
 // through the table of connections, which is large and mostly empty.
 const referencesRead = 256
 
-// References returns how many references the kernel holds of TCP listeners of a family, by
-// inode: the column "ref" of /proc/net/tcp and tcp6 (the kernel's proc_net_tcp.rst). One reference
-// is the socket's own; each connection that is half-open, or waits to be accepted, has one more.
-// An MPTCP listener's subflow has two of its own.
-// Those that were not found are left out; absence says little, as in any dump. It sees the
-// network namespace of the calling thread.
-func References(family uint8, inodes []uint64) (map[uint64]int, error) {
+// References returns what the kernel holds of TCP listeners of a family, by inode, from /proc/net/tcp
+// and tcp6 (the kernel's proc_net_tcp.rst). Those that were not found are left out; absence says
+// little, as in any dump. It sees the network namespace of the calling thread.
+func References(family uint8, inodes []uint64) (map[uint64]Reference, error) {
 	name := "/proc/thread-self/net/tcp"
 	if family == FamilyIPv6 {
 		name += "6"
@@ -39,13 +36,14 @@ func References(family uint8, inodes []uint64) (map[uint64]int, error) {
 }
 
 // scanReferences reads no further than it must.
-func scanReferences(r io.Reader, inodes []uint64) (map[uint64]int, error) {
+func scanReferences(r io.Reader, inodes []uint64) (map[uint64]Reference, error) {
 	const (
 		fieldState      = 3
+		fieldQueues     = 4 // hexadecimal numbers with a colon between them
 		fieldInode      = 9
 		fieldReferences = 10
 	)
-	found := make(map[uint64]int, len(inodes))
+	found := make(map[uint64]Reference, len(inodes))
 	lines := bufio.NewReaderSize(r, referencesRead)
 	for number := 0; len(found) < len(inodes); number++ {
 		line, err := lines.ReadSlice('\n')
@@ -74,9 +72,16 @@ func scanReferences(r io.Reader, inodes []uint64) (map[uint64]int, error) {
 		if !slices.Contains(inodes, inode) {
 			continue
 		}
-		if found[inode], err = strconv.Atoi(string(fields[fieldReferences])); err != nil {
+		count, err := strconv.Atoi(string(fields[fieldReferences]))
+		if err != nil {
 			return nil, fmt.Errorf("line %d: %w", number+1, err)
 		}
+		_, queue, _ := bytes.Cut(fields[fieldQueues], []byte(":"))
+		queued, err := strconv.ParseUint(string(queue), 16, 32)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", number+1, err)
+		}
+		found[inode] = Reference{Count: count, Queued: int(queued)}
 	}
 	return found, nil
 }

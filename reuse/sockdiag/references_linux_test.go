@@ -24,7 +24,7 @@ func TestScanReferences(t *testing.T) {
 		"halves": iotest.HalfReader(strings.NewReader(tcpTable)),
 	} {
 		got, err := scanReferences(r, []uint64{3745956, 1176, 77, 5})
-		if err != nil || len(got) != 2 || got[1176] != 1 || got[3745956] != 4 {
+		if err != nil || len(got) != 2 || got[1176] != (Reference{Count: 1}) || got[3745956] != (Reference{Count: 4, Queued: 3}) {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
@@ -41,7 +41,7 @@ func TestScanReferencesStops(t *testing.T) {
 	heading, rest, _ := strings.Cut(tcpTable, "\n")
 	first, _, _ := strings.Cut(rest, "\n")
 	r := io.MultiReader(strings.NewReader(heading+"\n"+first+"\n"), iotest.ErrReader(io.ErrUnexpectedEOF))
-	if got, err := scanReferences(r, []uint64{1176}); err != nil || got[1176] != 1 {
+	if got, err := scanReferences(r, []uint64{1176}); err != nil || got[1176].Count != 1 {
 		t.Error(got, err)
 	}
 }
@@ -79,12 +79,12 @@ func TestReferences(t *testing.T) {
 		inode := inodeOf(t, ln.(syscall.Conn))
 		expect := func(want int) {
 			t.Helper()
-			var got map[uint64]int
+			var got map[uint64]Reference
 			for range 1000 {
 				if got, err = References(tt.family, []uint64{inode}); err != nil {
 					t.Fatal(err)
 				}
-				if got[inode] == want {
+				if got[inode] == (Reference{Count: want, Queued: want - 1}) {
 					return
 				}
 				time.Sleep(time.Millisecond)

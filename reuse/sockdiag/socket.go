@@ -110,3 +110,13 @@ type UnixSocket struct {
 	// queue and the queue's limit; else bytes.
 	RQueue, WQueue uint32
 }
+
+// Reference is what the kernel holds of a TCP listener.
+type Reference struct {
+	// Count is the number of references: one is the socket's own (an MPTCP listener's subflow has
+	// two), and each connection that is half-open, or was and waits to be accepted, has one more.
+	Count int
+	// Queued is how many connections wait to be accepted. Those that a SYN cookie let in are among
+	// them, and have no reference.
+	Queued int
+}
