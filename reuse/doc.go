@@ -17,7 +17,7 @@
 //   - A starting member's sockets carry the gate until its switch: they drop whatever does not
 //     come from the probe. So neither a crash of the old generation nor the hash can send it
 //     a client.
-//   - Whatever leaves is hidden first and closed a millisecond later.
+//   - Whatever leaves is hidden first and closed a grace period of the kernel later (what makes room: 1 ms).
 //
 // Where a socket stands is not written down anywhere: it is asked of the kernel whenever it
 // is needed ([Member.Settle]). Every program begins with a clause for packets that arrive with

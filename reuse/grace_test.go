@@ -33,13 +33,3 @@ func TestGrace(t *testing.T) {
 	end <- struct{}{}
 	<-second
 }
-
-// TestGraceOfKernel: where the kernel has it, nobody waits a fixed time.
-func TestGraceOfKernel(t *testing.T) {
-	if err := barrier(); err != nil {
-		t.Skip(err)
-	}
-	for range 3 {
-		<-grace()
-	}
-}

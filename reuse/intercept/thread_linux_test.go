@@ -122,3 +122,10 @@ func TestNoDirectory(t *testing.T) {
 		}
 	}
 }
+
+// TestRefillDoesNotQueue: a refill that meets a start, or another one, keeps no thread waiting for it.
+func TestRefillDoesNotQueue(t *testing.T) {
+	spare.Lock()
+	defer spare.Unlock()
+	refill() // one that waited would wait forever
+}
