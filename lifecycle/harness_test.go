@@ -315,10 +315,19 @@ func (s *service) output() string {
 	return string(out)
 }
 
+// makeRoot makes a state directory: a test's on the disk, whatever may run there, a benchmark's in
+// memory, as a service has it.
+func makeRoot(t testing.TB) (string, error) {
+	if _, ok := t.(*testing.B); ok {
+		return state.MkdirTemp("overlap")
+	}
+	return os.MkdirTemp("", "overlap")
+}
+
 // newService makes a service on free ports of the addresses ("tcp 127.0.0.1:0").
 func newService(t testing.TB, c config) *service {
 	t.Helper()
-	root, err := os.MkdirTemp("", "overlap")
+	root, err := makeRoot(t)
 	if err != nil {
 		t.Fatal(err)
 	}

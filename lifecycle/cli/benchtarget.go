@@ -16,6 +16,7 @@ import (
 
 	"overlap/lifecycle/bench"
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/state"
 )
 
 const (
@@ -75,7 +76,7 @@ func addressFor(network string, listeners []string) (string, error) {
 // startTarget starts the built-in server, or the command under a launcher, in a state directory
 // of its own.
 func (r *benchRun) startTarget(ctx context.Context) (*benchTarget, error) {
-	temporary, err := os.MkdirTemp("", "overlap-bench-")
+	temporary, err := state.MkdirTemp("overlap-bench-")
 	if err != nil {
 		return nil, err
 	}

@@ -179,9 +179,18 @@ type run struct {
 	done chan struct{}
 }
 
+// makeRoot makes a state directory: a test's on the disk, whatever may run there, a benchmark's in
+// memory, as a service has it.
+func makeRoot(t testing.TB) (string, error) {
+	if _, ok := t.(*testing.B); ok {
+		return state.MkdirTemp("overlap")
+	}
+	return os.MkdirTemp("", "overlap")
+}
+
 func newService(t testing.TB) *service {
 	t.Helper()
-	root, err := os.MkdirTemp("", "overlap")
+	root, err := makeRoot(t)
 	if err != nil {
 		t.Fatal(err)
 	}
