@@ -146,11 +146,13 @@ func TestManyListeners(t *testing.T) {
 	}
 }
 
-// TestIdle logs what a launcher costs that has nothing to do.
+// TestIdle logs what a launcher costs that has nothing to do: it sleeps, and has let go of most of
+// its executable.
 func TestIdle(t *testing.T) {
-	s, _, _ := polite(t)
+	s, addr, _ := polite(t)
 	s.reload()
 	pid := s.alone().Owner.PID
+	busy := memory(t, pid, "RssFile")
 	// The launcher makes itself small, and ready for the next start, and its threads come to rest.
 	time.Sleep(3 * time.Second)
 	last := wakeups(t, pid)
@@ -169,6 +171,10 @@ func TestIdle(t *testing.T) {
 	if n > 100 {
 		t.Errorf("%d wake-ups in 2 s: something polls", n)
 	}
+	if rest := memory(t, pid, "RssFile"); rest > busy/2 {
+		t.Errorf("%d kB of files are mapped at rest, it was %d after a reload", rest, busy)
+	}
+	s.mustAsk(addr, s.reload().To) // it comes back
 }
 
 // startAlone is the time a program of the tests takes from its start until it listens.
@@ -245,7 +251,10 @@ func BenchmarkRun(b *testing.B) {
 			}
 			b.ReportMetric(float64(median(alone).Microseconds())/1000, "alone-ms")
 			b.ReportMetric(float64((median(took)-median(alone)).Microseconds())/1000, "overhead-ms")
-			b.ReportMetric(float64(memory(b, s.runs[0].cmd.Process.Pid, "VmRSS"))/1024, "rss-MB")
+			pid := s.runs[0].cmd.Process.Pid
+			b.ReportMetric(float64(memory(b, pid, "VmRSS"))/1024, "rss-MB")
+			time.Sleep(3 * time.Second) // it becomes small
+			b.ReportMetric(float64(memory(b, pid, "VmRSS"))/1024, "rss-at-rest-MB")
 		})
 	}
 }

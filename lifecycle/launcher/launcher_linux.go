@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -207,7 +206,7 @@ func (l *launcher) serve(ctx context.Context, sig *signals) error {
 				rest.Reset(untilRest)
 			}
 		case <-rest.C:
-			debug.FreeOSMemory() // the handovers' garbage; the next one may be days away
+			becomeSmall(l.log)
 		case <-r.due:
 			r.again(ctx)
 		case <-r.held:
