@@ -64,6 +64,7 @@ func Run(ctx context.Context, o Options) error {
 		return &ExitError{ExitOwnFailure, err}
 	}
 	defer l.close()
+	defer onOneProcessor()()
 	return l.run(ctx)
 }
 

@@ -72,7 +72,7 @@ func (r *reaper) forget(pid int) {
 // start is the health checks' way to run a command.
 func (r *reaper) start(cmd *exec.Cmd) (wait func() error, err error) {
 	err = r.guard(func() (int, error) {
-		if err := cmd.Start(); err != nil {
+		if err := intercept.StartCommand(cmd); err != nil {
 			return 0, err
 		}
 		return cmd.Process.Pid, nil

@@ -65,7 +65,7 @@ func tryAccess(cmd *exec.Cmd) (access, error) {
 		return access{}, err
 	}
 	defer input.Close()
-	if err := child.Start(); err != nil {
+	if err := StartCommand(child); err != nil {
 		return access{}, fmt.Errorf("start overlap's own child: %v", err)
 	}
 	defer child.Wait()

@@ -403,6 +403,15 @@ func testLauncher(role string) int {
 		return 1
 	}
 	switch role {
+	case "start-command", "start-plainly":
+		start := StartCommand
+		if role == "start-plainly" {
+			start = (*exec.Cmd).Start
+		}
+		if err := startBesideBeats(start, os.Args[1]); err != nil {
+			return complain(err)
+		}
+		return 0
 	case "launch-and-wait": // until killed
 		p, err := startProgram(Options{Mode: Fetch, Bind: share, ParentDeath: slices.Contains(os.Args, "parent-death")}, nil)
 		if err != nil {

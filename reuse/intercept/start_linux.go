@@ -198,7 +198,7 @@ func (l *launch) exec() error {
 		attr.Pdeathsig = unix.SIGKILL
 		l.cmd.SysProcAttr = &attr
 	}
-	err := l.cmd.Start()
+	err := StartCommand(l.cmd)
 	l.cmd.SysProcAttr = given
 	if err != nil {
 		return l.failure(err)
