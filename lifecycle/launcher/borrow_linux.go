@@ -11,7 +11,7 @@ import (
 )
 
 // borrow calls f with a copy of a socket that one of the processes has.
-func borrow(pids []int, ino uint64, f func(fd int) error) (err error) {
+func borrow(pids []int, ino uint64, f func(fd int) error) error {
 	for _, pid := range pids {
 		held, herr := sockdiag.Descriptors(pid)
 		if herr != nil {
@@ -21,17 +21,24 @@ func borrow(pids []int, ino uint64, f func(fd int) error) (err error) {
 		if i < 0 {
 			continue
 		}
-		pidfd, perr := unix.PidfdOpen(pid, 0)
-		if perr != nil {
-			continue
-		}
-		lerr := lend(pidfd, held[i], func(fd int) { err = f(fd) })
-		unix.Close(pidfd)
-		if lerr == nil {
+		if there, err := borrowFrom(pid, held[i], f); there {
 			return err
 		}
 	}
 	return fmt.Errorf("socket %d: %w", ino, reuse.ErrUnreachable)
+}
+
+// borrowFrom calls f with a copy of the descriptor, unless the process, or the socket there, has gone.
+func borrowFrom(pid int, d sockdiag.Descriptor, f func(fd int) error) (there bool, err error) {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return false, nil
+	}
+	defer unix.Close(pidfd)
+	if lerr := lend(pidfd, d, func(fd int) { err = f(fd) }); lerr != nil {
+		return false, nil
+	}
+	return true, err
 }
 
 // lend calls f with a copy of a process's descriptor. The copy is closed after the call: a forgotten

@@ -56,7 +56,7 @@ func (s *sockets) found(network string, d sockdiag.Socket, mine map[uint64]bool)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	s.g.owner.Claim(d.Inode)
-	control := s.borrow(s.g.program.pid(), d.Inode)
+	control := s.borrow(s.g.program.pid(), -1, d.Inode)
 	gate := func() error {
 		if err := control(func(fd int) error { return reuse.Share(fd, a) }); err != nil {
 			// Out of reach its place in the group could not be found at a handover.

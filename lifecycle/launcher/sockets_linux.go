@@ -48,6 +48,7 @@ type sockets struct {
 type pending struct {
 	member *reuse.Member
 	pid    int
+	fd     int // in that process, when it was bound
 	since  time.Time
 }
 
@@ -80,7 +81,7 @@ func (s *sockets) bind(b intercept.Bind) error {
 		}
 	}
 	s.mu.Lock()
-	s.pending[b.Inode] = pending{m, b.PID, time.Now()}
+	s.pending[b.Inode] = pending{m, b.PID, b.FD, time.Now()}
 	s.mu.Unlock()
 	s.poke()
 	s.watch(b.PID)
@@ -271,7 +272,7 @@ func (s *sockets) look() error {
 			seen[a] = there
 		}
 		if slices.ContainsFunc(there, func(d sockdiag.Socket) bool { return d.Inode == ino }) {
-			p.member.Adopt(ino, s.borrow(p.pid, ino))
+			p.member.Adopt(ino, s.borrow(p.pid, p.fd, ino))
 			delete(s.pending, ino)
 		}
 	}
@@ -380,9 +381,15 @@ func (s *sockets) close() {
 func (s *sockets) inodes() map[uint64]bool { return heldBy(s.g.program.tree()) }
 
 // borrow returns a function that gets hold of one of the program's sockets for the length of a
-// call, with pidfd_getfd(2).
-func (s *sockets) borrow(pid int, ino uint64) func(func(fd int) error) error {
+// call, with pidfd_getfd(2). Where the process has it, or had it, fd is its descriptor there, else -1.
+func (s *sockets) borrow(pid, fd int, ino uint64) func(func(fd int) error) error {
 	return func(f func(fd int) error) error {
+		// To search the descriptors of a program with many sockets, for each of them, takes the square of that.
+		if fd >= 0 {
+			if there, err := borrowFrom(pid, sockdiag.Descriptor{FD: fd, Inode: ino}, f); there {
+				return err
+			}
+		}
 		err := borrow([]int{pid}, ino, f)
 		if errors.Is(err, reuse.ErrUnreachable) {
 			// A child may have it now. To find them all takes a look at every process of the machine.

@@ -57,6 +57,9 @@ var (
 type Bind struct {
 	// PID is the process (the thread group), as the launcher sees it.
 	PID int
+	// FD is the socket's descriptor in the thread that binds it. By the time the program goes on it may
+	// mean something else.
+	FD int
 	// Network is "tcp" or "udp".
 	Network string
 	// Addr is the address as the program gave it: a 4-in-6 address stays one,

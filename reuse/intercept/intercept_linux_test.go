@@ -55,8 +55,8 @@ func TestFetchSharesPortOfStaticServer(t *testing.T) {
 		p := start(t, Options{Mode: Fetch, Bind: r.bind}, nil)
 		p.expect(t, "ok", "listen", "tcp", address)
 		last := r.all()[len(r.all())-1]
-		want := Bind{PID: p.cmd.Process.Pid, Network: "tcp", Addr: netip.MustParseAddrPort(address), Family: unix.AF_INET, Inode: last.Inode, UID: os.Getuid()}
-		if last != want || last.Inode == 0 {
+		want := Bind{PID: p.cmd.Process.Pid, Network: "tcp", Addr: netip.MustParseAddrPort(address), Family: unix.AF_INET, FD: last.FD, Inode: last.Inode, UID: os.Getuid()}
+		if last != want || last.Inode == 0 || last.FD <= 2 {
 			t.Errorf("callback got %+v, want %+v", last, want)
 		}
 	}
@@ -359,8 +359,8 @@ func TestMakeMode(t *testing.T) {
 	if len(binds) != 2 {
 		t.Fatalf("callback got %+v, want two binds", binds)
 	}
-	want := Bind{PID: p.cmd.Process.Pid, Network: "tcp", Addr: netip.MustParseAddrPort(address), Family: unix.AF_INET, Inode: binds[0].Inode, UID: os.Getuid()}
-	if binds[0] != want || binds[0].Inode == 0 || binds[1].Network != "udp" {
+	want := Bind{PID: p.cmd.Process.Pid, Network: "tcp", Addr: netip.MustParseAddrPort(address), Family: unix.AF_INET, FD: binds[0].FD, Inode: binds[0].Inode, UID: os.Getuid()}
+	if binds[0] != want || binds[0].Inode == 0 || binds[0].FD <= 2 || binds[1].Network != "udp" {
 		t.Errorf("callback got %+v, want %+v and an UDP socket", binds, want)
 	}
 	for _, flags := range []int{0, unix.SOCK_NONBLOCK, unix.SOCK_CLOEXEC, unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC} {

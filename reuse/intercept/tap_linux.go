@@ -256,7 +256,7 @@ func (t *Tap) bind(c call) syscall.Errno {
 	if tid == 0 {
 		return missed(errors.New("the process is not visible from the launcher's PID namespace"))
 	}
-	b := Bind{}
+	b := Bind{FD: fd}
 	copied := -1
 	if t.mode == Make {
 		// Whatever becomes of this bind, the copy is kept no longer.
