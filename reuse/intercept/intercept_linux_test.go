@@ -106,7 +106,7 @@ func TestFetchIPv6AndUDP(t *testing.T) {
 		{PID: pid, Network: "tcp", Addr: netip.MustParseAddrPort(mapped), Family: unix.AF_INET6, UID: uid},
 	}
 	for i := range binds {
-		binds[i].Inode = 0
+		binds[i].FD, binds[i].Inode = 0, 0
 	}
 	if fmt.Sprint(binds) != fmt.Sprint(want) {
 		t.Errorf("callback got\n%+v, want\n%+v", binds, want)
