@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"overlap/lifecycle/process"
 )
 
 // TestTerminal: on a terminal the program that serves is in the foreground, so that it may read,
@@ -123,4 +125,100 @@ func (p *place) startOn(term *terminal, words ...string) *background {
 		p.t.Fatal(err)
 	}
 	return p.follow("terminal", cmd)
+}
+
+// TestJobControl: ^Z stops the program and its launcher, as it stops a program without one, and gives the
+// shell its terminal back; fg and bg continue them. In a session without a shell it stops nobody.
+func TestJobControl(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		lacking(t, "needs bash: apt-get install bash")
+	}
+	term := openTerminal(t)
+	p := newPlace(t)
+	port := freePort(t)
+	shell := p.startOn(term, bash, "--norc", "--noprofile", "-i")
+	typed := func(line string) {
+		t.Helper()
+		if _, err := term.master.WriteString(line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	state := func(pid int, want string) {
+		t.Helper()
+		p.until(fmt.Sprintf("find process %d in state %s", pid, want), func() error {
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			if err != nil {
+				return err
+			}
+			if _, rest, _ := strings.Cut(string(stat), ") "); !strings.Contains(want, rest[:1]) {
+				return fmt.Errorf("its state is %s", rest[:1])
+			}
+			return nil
+		})
+	}
+	foreground := func(group int) {
+		t.Helper()
+		p.until("wait for the foreground", func() error {
+			now, err := unix.IoctlGetInt(int(term.master.Fd()), unix.TIOCGPGRP)
+			if err != nil || now != group {
+				return fmt.Errorf("process group %d has the foreground (%v), want %d", now, err, group)
+			}
+			return nil
+		})
+	}
+	program := 0
+	answers := func() {
+		t.Helper()
+		p.until("get an answer", func() error {
+			text, err := answer(port)
+			if err == nil && text != fmt.Sprintln(program) && text != strconv.Itoa(program) {
+				err = fmt.Errorf("answered %q, want process %d", text, program)
+			}
+			return err
+		})
+	}
+	typed("overlap run --name web --stop-delay 100ms -- fixture --listen 127.0.0.1:" + port + " | cat\n")
+	p.serves("web", 0)
+	if program, err = strconv.Atoi(strings.TrimSpace(p.answer(port))); err != nil {
+		t.Fatal(err)
+	}
+	foreground(program)
+	group, err := unix.Getpgid(process.Parent(program))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time the launcher has the foreground itself: fg of what runs tells nobody
+		typed("\x1a")
+		state(program, "T")
+		foreground(shell.cmd.Process.Pid)
+		typed("bg\n")
+		answers()
+		foreground(shell.cmd.Process.Pid)
+		typed("fg\n")
+		foreground(group)
+		answers()
+	}
+	typed("\x1a")
+	state(program, "T")
+	typed("fg\n") // of what was stopped
+	foreground(program)
+	answers()
+	typed("\x03")
+	foreground(shell.cmd.Process.Pid)
+	typed("exit 7\n")
+	p.ends(shell, 7)
+
+	// Without a shell.
+	alone := p.startOn(openTerminal(t), "overlap", "run", "--name", "alone", "--stop-delay", "100ms", "--", "fixture", "--listen", "127.0.0.1:"+port)
+	p.serves("alone", 0)
+	if program, err = strconv.Atoi(strings.TrimSpace(p.answer(port))); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(-program, syscall.SIGTSTP); err != nil {
+		t.Fatal(err)
+	}
+	answers()
+	alone.cmd.Process.Signal(syscall.SIGTERM)
+	p.ends(alone, 0)
 }

@@ -50,11 +50,12 @@ func (s *service) client(g generation) *control.Client {
 	return control.Dial(s.dir.SocketPath(g.Generation.Generation))
 }
 
-// serving is the newest generation that serves and answers.
+// serving is the newest generation that serves, or whose program is about to be started again, and
+// that answers.
 func (s *service) serving() (generation, error) {
 	var err error = errNotServing
 	for _, g := range s.generations {
-		if g.State != state.Serving {
+		if g.State != state.Serving && !g.Holding {
 			continue
 		}
 		switch g.note {

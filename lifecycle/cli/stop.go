@@ -53,13 +53,35 @@ func (p *program) stop(c *urfave.Context) error {
 	ctx, stop := interruptible(c.Context)
 	defer stop()
 	progress := newProgress(p.stderr, s.name)
-	err = s.stop(ctx, timeout, progress.event)
+	err = p.stopAll(ctx, s, timeout, progress.event)
 	progress.end()
 	if err != nil {
 		return &failure{"stop " + s.name, s.name, cause(ctx, err)}
 	}
 	fmt.Fprintln(p.stdout, wordsOfStop(s.name))
 	return nil
+}
+
+// stopRounds is how often a service is stopped that has begun another generation meanwhile. A service
+// manager that starts it again and again must not be kept from it.
+const stopRounds = 3
+
+// stopAll stops the service, and what a reload or a restart has begun meanwhile.
+func (p *program) stopAll(ctx context.Context, s *service, timeout time.Duration, events func(control.Event)) error {
+	err := s.stop(ctx, timeout, events)
+	for round := 1; err == nil && round < stopRounds; round++ {
+		left, lerr := p.look(ctx, s.root, s.name)
+		if lerr != nil {
+			return lerr
+		}
+		if len(left.generations) == 0 {
+			left.close()
+			break
+		}
+		err = left.stop(ctx, timeout, events)
+		left.close()
+	}
+	return err
 }
 
 // stop ends every generation and waits until all are gone. A timeout of 0 is each one's own.

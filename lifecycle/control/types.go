@@ -66,6 +66,9 @@ type Generation struct {
 	Switched    time.Time `json:"switched,omitzero"` // zero until it served
 	Owner       int       `json:"owner,omitempty"`   // the launcher's pid, where there is one
 	Command     []string  `json:"command,omitempty"`
+	// Holding is true where the program has ended and clients wait for the next one: the generation
+	// is about to be started again, and can be reloaded.
+	Holding bool `json:"holding,omitempty"`
 	// Sockets are the inodes of the generation's sockets, placeholders too.
 	Sockets []uint64 `json:"sockets,omitempty"`
 }

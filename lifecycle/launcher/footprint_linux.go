@@ -28,8 +28,8 @@ func becomeSmall(log *slog.Logger) {
 
 var errRemote = errors.New("its file system is not known to be a local one")
 
-// localFileSystems can be read again without somebody else's help. Where a file has gone from a remote
-// one, a page that is read again ends the process with SIGBUS. Magic numbers of statfs(2).
+// localFileSystems keep an executable that runs, whatever becomes of its name. Of a remote one it can go, and a
+// page that is read again ends the process with SIGBUS then. Magic numbers of statfs(2).
 var localFileSystems = []uint32{
 	unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.OVERLAYFS_SUPER_MAGIC,
 	unix.TMPFS_MAGIC, unix.SQUASHFS_MAGIC, unix.EROFS_SUPER_MAGIC_V1, zfsMagic, bcachefsMagic,
@@ -81,7 +81,7 @@ type mapping struct {
 	start     uintptr
 	length    uintptr
 	writable  bool
-	anonymous bool // it has pages of its own
+	anonymous bool // it has pages of its own, in memory or swapped out
 }
 
 // mappingsOf reads /proc/self/smaps, see proc_pid_smaps(5).
@@ -110,8 +110,8 @@ func mappingsOf(path string) ([]mapping, error) {
 			all = append(all, m)
 			continue
 		}
-		if ours && len(fields) > 1 && fields[0] == "Anonymous:" {
-			all[len(all)-1].anonymous = fields[1] != "0"
+		if ours && len(fields) > 1 && (fields[0] == "Anonymous:" || fields[0] == "Swap:") && fields[1] != "0" {
+			all[len(all)-1].anonymous = true
 		}
 	}
 	return all, lines.Err()

@@ -69,6 +69,7 @@ type generation struct {
 	lingered   atomic.Int64 // connections left when it was waited for; -1: it was not
 	killed     atomic.Bool  // its start was given up while the program ran
 	restarting chan struct{}
+	lastTry    *generation             // to start it again, which failed; read when restarting is closed
 	abort      context.CancelCauseFunc // ends a start; with l.mu
 	done       chan struct{}           // closed when it is over
 	err        error
@@ -149,6 +150,7 @@ func (g *generation) begin(ctx context.Context, timeout time.Duration) error {
 	}
 	g.owner = o
 	g.log = l.log.With("generation", o.Number())
+	defer g.heedStops()()
 	if err := l.readyOrphan(ctx, g); err != nil {
 		return err
 	}
@@ -190,6 +192,23 @@ func (g *generation) begin(ctx context.Context, timeout time.Duration) error {
 		g.log.Warn("the service manager was not told", "error", err)
 	}
 	return nil
+}
+
+// heedStops has a stop that somebody asks for end the launcher before the generation serves too.
+func (g *generation) heedStops() (undo func()) {
+	begun, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case req := <-g.owner.Stops():
+				g.l.stop(syscall.SIGTERM, req.Timeout)
+			case <-begun:
+				return
+			}
+		}
+	}()
+	return func() { close(begun); <-done }
 }
 
 // listenNotify opens the generation's own NOTIFY_SOCKET.
@@ -305,19 +324,37 @@ func (g *generation) crashed() bool {
 		g.owner.LetGo()
 	}
 	g.l.events <- happening{kind: crashed, gen: g}
-	select {
-	case <-g.owner.Superseded():
-		if errors.Is(g.drain(true), owner.ErrTakenBack) {
-			return true // to be started again
+	for {
+		select {
+		case <-g.owner.Superseded():
+			if errors.Is(g.drain(true), owner.ErrTakenBack) {
+				return true // to be started again
+			}
+			g.handedOver.Store(true)
+			g.over(nil)
+		case req := <-g.owner.Stops():
+			if g.l.stop(syscall.SIGTERM, req.Timeout) {
+				continue // it comes back through stops
+			}
+			g.over(nil)
+		case <-g.stops:
+			g.over(nil)
+		case <-g.restarting: // given up
+			g.over(g.endOfRestarts())
 		}
-		g.handedOver.Store(true)
-		g.over(nil)
-	case <-g.stops:
-		g.over(nil)
-	case <-g.restarting: // given up
-		g.over(g.endOfProgram())
+		return false
 	}
-	return false
+}
+
+// endOfRestarts is what the launcher ends with when the program could not be started again: as the
+// last try did, where its program ended by itself.
+func (g *generation) endOfRestarts() error {
+	if g.lastTry != nil {
+		if code, ended := g.lastTry.exitCode(); ended && code != 0 {
+			return g.lastTry.endOfProgram()
+		}
+	}
+	return g.endOfProgram()
 }
 
 // drain ends the program from outside.

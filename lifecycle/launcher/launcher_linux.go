@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"overlap/lifecycle/control"
 	"overlap/lifecycle/owner"
 	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
@@ -32,11 +31,13 @@ type launcher struct {
 	env      []string
 	set      *settings
 	current  *generation
+	turned   chan struct{} // closed when current becomes another one
 	all      map[*generation]bool
 	stopping bool
 	result   *happening // how the generation ended that served last
 
-	events chan happening
+	events  chan happening
+	hangups chan struct{} // a SIGHUP that was not heeded yet
 }
 
 // happening is what a generation tells the launcher.
@@ -44,6 +45,8 @@ type happening struct {
 	kind happeningKind
 	gen  *generation
 	err  error
+	// tried, with crashed, is the generation that was to start it again and failed; nil at first.
+	tried *generation
 }
 
 type happeningKind int
@@ -73,7 +76,7 @@ func newLauncher(o Options) (*launcher, error) {
 		return nil, err
 	}
 	l := &launcher{opt: o, command: o.Command, dir: o.Dir, env: o.Env, all: map[*generation]bool{},
-		events: make(chan happening, 16)}
+		events: make(chan happening, 16), hangups: make(chan struct{}, 1), turned: make(chan struct{})}
 	if l.opt.Name == "" {
 		l.opt.Name, l.isDefault = state.DefaultName(o.Command[0]), true
 	}
@@ -93,10 +96,10 @@ func newLauncher(o Options) (*launcher, error) {
 	if l.root, err = state.Root(o.StateDir, os.Getenv); err != nil {
 		return nil, err
 	}
-	if l.reaper, err = newReaper(l.log); err != nil {
+	l.terminal = findTerminal()
+	if l.reaper, err = newReaper(l.log, l.terminal.follow); err != nil {
 		return nil, err
 	}
-	l.terminal = findTerminal()
 	return l, nil
 }
 
@@ -126,16 +129,17 @@ func (l *launcher) run(ctx context.Context) error {
 			case err == nil:
 				l.setCurrent(first) // the event comes too
 				if reload {
-					go l.reloadBySignal()
+					l.hangups <- struct{}{}
 				}
 				return l.serve(ctx, sig)
-			case stopped != nil:
-				l.log.Info("stopped while starting", "signal", fmt.Sprint(stopped), "status", first.program.words())
+			case stopped != nil, l.isStopping():
+				l.log.Info("stopped while starting", "status", first.program.words())
 				return first.endOfProgram()
 			}
 			return l.neverServed(ctx, sig, first, err)
 		case s := <-sig.stops:
 			stopped = s
+			l.log.Info("stopping", "signal", fmt.Sprint(s))
 			cancel(fmt.Errorf("stopped by %s while starting", s))
 		case s := <-sig.pass:
 			first.signal(s)
@@ -184,6 +188,8 @@ var errUnwatched = errors.New("no longer watched, the handover goes on")
 func (l *launcher) serve(ctx context.Context, sig *signals) error {
 	r := newRestarts(l)
 	defer r.stop()
+	go l.heedHangups()
+	defer close(l.hangups)
 	rest := time.NewTimer(untilRest)
 	defer rest.Stop()
 	done := ctx.Done()
@@ -197,7 +203,7 @@ func (l *launcher) serve(ctx context.Context, sig *signals) error {
 				sig.passOn(h.gen.req.set.PassSignals)
 				r.calm(h.gen)
 			case crashed:
-				if err := r.crashed(h.gen); err != nil {
+				if err := r.crashed(h.gen, h.tried); err != nil {
 					result = err
 				}
 			case ended:
@@ -221,7 +227,10 @@ func (l *launcher) serve(ctx context.Context, sig *signals) error {
 			done = nil
 			l.stop(syscall.SIGTERM, 0)
 		case <-sig.reloads:
-			go l.reloadBySignal()
+			select {
+			case l.hangups <- struct{}{}:
+			default: // the one that waits will see what this one means
+			}
 		case s := <-sig.pass:
 			if g := l.serving(); g != nil {
 				g.signal(s)
@@ -245,6 +254,8 @@ func (l *launcher) setCurrent(g *generation) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.current = g
+	close(l.turned)
+	l.turned = make(chan struct{})
 	l.command, l.dir, l.env, l.set = g.req.command, g.req.dir, g.req.env, g.req.set
 }
 
@@ -305,20 +316,4 @@ func (l *launcher) isStopping() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.stopping
-}
-
-func (l *launcher) reloadBySignal() {
-	g := l.serving()
-	if g == nil {
-		l.log.Warn("no generation to reload")
-		return
-	}
-	l.log.Info("starting the next generation", "signal", "SIGHUP")
-	g.owner.Reload(context.Background(), control.ReloadRequest{}, func(e control.Event) {
-		if e.Kind == control.KindFailed {
-			l.log.Error("reload failed, the old generation serves on", "reason", e.Text)
-			return
-		}
-		l.log.Info("reload", "step", e.Kind, "next", e.Generation)
-	})
 }

@@ -21,7 +21,10 @@ import (
 type reaper struct {
 	log *slog.Logger
 
+	starts sync.Mutex // held while a child is started
+
 	mu      sync.Mutex
+	begun   bool         // a child is started, and is not known yet: nothing is reaped
 	known   map[int]bool // somebody waits for them
 	watched map[int]chan syscall.WaitStatus
 
@@ -29,7 +32,7 @@ type reaper struct {
 	done chan struct{}
 }
 
-func newReaper(log *slog.Logger) (*reaper, error) {
+func newReaper(log *slog.Logger, changed func()) (*reaper, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("become a subreaper: %w", err)
 	}
@@ -40,6 +43,7 @@ func newReaper(log *slog.Logger) (*reaper, error) {
 		defer close(r.done)
 		for range r.raw {
 			r.reap()
+			changed()
 		}
 	}()
 	return r, nil
@@ -53,14 +57,20 @@ func (r *reaper) close() {
 
 // guard starts a child that its starter waits for.
 func (r *reaper) guard(start func() (pid int, err error)) error {
+	r.starts.Lock()
+	defer r.starts.Unlock()
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	pid, err := start()
-	if err != nil {
-		return err
+	r.begun = true
+	r.mu.Unlock()
+	pid, err := start() // execve takes as long as its file system
+	r.mu.Lock()
+	r.begun = false
+	if err == nil {
+		r.known[pid] = true
 	}
-	r.known[pid] = true
-	return nil
+	r.mu.Unlock()
+	r.reap() // what ended meanwhile
+	return err
 }
 
 func (r *reaper) forget(pid int) {
@@ -90,6 +100,9 @@ func (r *reaper) start(cmd *exec.Cmd) (wait func() error, err error) {
 func (r *reaper) reap() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.begun {
+		return
+	}
 	for _, pid := range r.children() {
 		if r.known[pid] {
 			continue

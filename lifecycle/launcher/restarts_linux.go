@@ -40,8 +40,9 @@ func (r *restarts) calm(g *generation) {
 }
 
 // crashed decides what becomes of a generation whose program ended. It returns an error where
-// the launcher gives up.
-func (r *restarts) crashed(g *generation) error {
+// the launcher gives up. tried is the generation that was to take its place and failed, nil at first.
+func (r *restarts) crashed(g, tried *generation) error {
+	g.lastTry = tried
 	if !r.wanted(g) {
 		return r.giveUp(g)
 	}
@@ -103,9 +104,9 @@ func (r *restarts) again(ctx context.Context) {
 	}
 	next := r.l.newGeneration(request{command: g.req.command, dir: g.req.dir, env: g.req.env, set: g.req.set, token: "restart", instead: g})
 	go func() {
-		if err := next.start(ctx); err != nil && !errors.Is(err, errSuperseded) {
+		if err := next.start(ctx); err != nil && !errors.Is(err, errSuperseded) && !errors.Is(err, errStopping) {
 			r.l.log.Error("the program could not be started again", "error", err)
-			r.l.events <- happening{kind: crashed, gen: g}
+			r.l.events <- happening{kind: crashed, gen: g, tried: next}
 		}
 	}()
 }

@@ -55,6 +55,8 @@ func (l *launcher) signals() *signals {
 		s.own = append(s.own, syscall.SIGHUP)
 	}
 	signal.Notify(s.raw, s.own...)
+	// Whoever read the log has gone: no reason to end (os/signal, "SIGPIPE"). The program gets the default.
+	signal.Notify(s.raw, syscall.SIGPIPE)
 	s.passOn(l.set.PassSignals)
 	go s.sort()
 	return s

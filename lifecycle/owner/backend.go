@@ -30,7 +30,7 @@ func (o *Owner) Status() control.Status {
 		Started: o.record.Started, Switched: o.record.Switched,
 		Command: o.record.Command}
 	if o.holding.Load() {
-		g.State = state.Starting
+		g.State, g.Holding = state.Starting, true
 	}
 	if o.cfg.Launched {
 		g.Owner, g.PID = g.PID, 0

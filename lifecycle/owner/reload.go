@@ -64,6 +64,12 @@ func (w *watch) sendLocked(e control.Event) {
 	}
 }
 
+// AwaitReload waits until no reload of this generation runs.
+func (o *Owner) AwaitReload() {
+	o.reloading.Lock()
+	defer o.reloading.Unlock()
+}
+
 // Reload starts the next generation and follows its handover to the end. It never returns an
 // error: the outcome says what happened.
 func (o *Owner) Reload(ctx context.Context, req control.ReloadRequest, emit func(control.Event)) control.Outcome {
