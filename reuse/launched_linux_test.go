@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -415,5 +416,44 @@ func TestCrashesDoNotGrow(t *testing.T) {
 	array, err := locate(at)
 	if err != nil || len(array) > 4 || slices.Max(old.places) > 2 {
 		t.Errorf("%d sockets, places %v, %v", len(array), old.places, err)
+	}
+}
+
+// TestGateOutOfReach: a socket whose gate can't be opened because it is out of reach, and that somebody has,
+// is no success: its clients would wait for good. One that is gone is none's business.
+func TestGateOutOfReach(t *testing.T) {
+	at := freeAddress(t, "tcp")
+	var wrong atomic.Int64
+	old := launch(t, at, 1, 1, &wrong)
+	if err := errors.Join(old.Settle(nil), old.Switch()); err != nil {
+		t.Fatal(err)
+	}
+	old.ready.Store(true)
+	defer old.die()
+	defer old.Leave()
+	if err := old.Reserve(); err != nil {
+		t.Fatal(err)
+	}
+	next := launch(t, at, 2, 1, &wrong)
+	defer next.die()
+	defer next.Leave()
+	if err := next.Settle(old.Inodes()); err != nil {
+		t.Fatal(err)
+	}
+	next.sockets[0].control = func(func(fd int) error) error { return ErrUnreachable }
+	if err := next.Switch(); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("switched to a socket whose gate is shut: %v", err)
+	}
+	c, err := net.DialTimeout("tcp", at.String(), time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if answer, err := io.ReadAll(c); string(answer) != "1" {
+		t.Errorf("%q answers, %v; want the old generation", answer, err)
+	}
+	next.lns[0].Close()
+	if err := next.openLocked(); err != nil {
+		t.Errorf("a socket that is gone: %v", err)
 	}
 }

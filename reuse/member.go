@@ -52,6 +52,7 @@ type socket struct {
 	inode uint64
 	// control calls f with a descriptor of the socket.
 	control func(f func(fd int) error) error
+	ungated bool // nobody could open a gate of it, so it has none
 	close   func() error
 	gone    bool
 }
@@ -91,13 +92,13 @@ func (m *Member) inodesLocked() []uint64 {
 }
 
 // ErrUnreachable is what the control function of a socket in other hands returns where its
-// descriptor can't be had. Such a socket has no gate: it is out of clients' reach by the
-// steering alone.
+// descriptor can't be had.
 var ErrUnreachable = errors.New("the socket is out of reach")
 
 // Adopt counts a socket that another process holds among the member's. control calls its
 // argument with a descriptor of the socket that is valid during that call; the socket should
-// have been given to [Share] before it joined. The member never closes it.
+// have been given to [Share] before it joined. The member never closes it. A nil control is for a
+// socket that nobody can reach and that has no gate: it is out of clients' reach by the steering alone.
 func (m *Member) Adopt(ino uint64, control func(func(fd int) error) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -106,7 +107,11 @@ func (m *Member) Adopt(ino uint64, control func(func(fd int) error) error) {
 			return
 		}
 	}
-	m.sockets = append(m.sockets, &socket{inode: ino, control: control})
+	s := &socket{inode: ino, control: control}
+	if control == nil {
+		s.ungated, s.control = true, func(func(fd int) error) error { return ErrUnreachable }
+	}
+	m.sockets = append(m.sockets, s)
 }
 
 // Drop forgets a socket that its holder closed.
@@ -526,12 +531,22 @@ func (m *Member) openLocked() error {
 			continue
 		}
 		err := s.control(func(fd int) error { return openGate(fd, m.addr) })
-		if err != nil && !errors.Is(err, ErrUnreachable) {
+		if errors.Is(err, ErrUnreachable) && (s.ungated || !m.heldLocked(s.inode)) {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("open the gate of %s: %w", m.addr, err)
 		}
 	}
 	m.open = true
 	return nil
+}
+
+// heldLocked reports whether somebody has the socket still: a gate that stays shut keeps its clients
+// out for good.
+func (m *Member) heldLocked(ino uint64) bool {
+	there, err := Sockets(m.addr.Network, m.addr.AddrPort.Port())
+	return err != nil || slices.ContainsFunc(there, func(s Stranger) bool { return s.Inode == ino })
 }
 
 // Split gives percent (0 to 100) of the new connections to the member's sockets and leaves the

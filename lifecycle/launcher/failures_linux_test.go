@@ -167,10 +167,54 @@ func TestStranger(t *testing.T) {
 	}
 }
 
-// TestBackground: a program that forks and exits is followed.
+// TestBackground: a program that forks and exits is followed, once and twice.
 func TestBackground(t *testing.T) {
+	for _, twice := range []bool{false, true} {
+		t.Run(fmt.Sprintf("twice=%v", twice), func(t *testing.T) { testBackground(t, twice) })
+	}
+}
+
+// TestParentLeaves: clients reach a program whose first process has listened and ends while it is switched to.
+func TestParentLeaves(t *testing.T) {
 	t.Parallel()
-	s, addr, _ := polite(t, func(_ *service, c *programConfig) { c.Daemon = true })
+	s, addr, _ := polite(t, func(_ *service, c *programConfig) { c.Leaves = true })
+	a := s.under(addr, func() {
+		for range 25 {
+			s.reload()
+		}
+	})
+	noLoss(t, a.close)
+	if a.close.Delayed > 0 {
+		t.Errorf("%d requests were delayed", a.close.Delayed)
+	}
+}
+
+// TestFamilies: a program that listens on 0.0.0.0 and, because the port is shared, on all of [::] too is
+// handed over with both.
+func TestFamilies(t *testing.T) {
+	t.Parallel()
+	port := ""
+	s, _, _ := polite(t, func(_ *service, c *programConfig) {
+		_, port, _ = net.SplitHostPort(c.Listen[0])
+		c.Listen, c.Families = []string{"0.0.0.0:" + port}, true
+	})
+	s.mustAsk("[::1]:"+port, 1) // it comes a moment after the first, by which the program is ready
+	a := s.under("[::1]:"+port, func() {
+		for range 5 {
+			g := s.reload().To
+			s.mustAsk("[::1]:"+port, g)
+			s.mustAsk("127.0.0.1:"+port, g)
+		}
+	})
+	noLoss(t, a.close)
+	if a.close.Delayed > 0 {
+		t.Errorf("%d requests were delayed", a.close.Delayed)
+	}
+}
+
+func testBackground(t *testing.T, twice bool) {
+	t.Parallel()
+	s, addr, _ := polite(t, func(_ *service, c *programConfig) { c.Daemon, c.Twice = true, twice })
 	a := s.under(addr, func() {
 		for range 3 {
 			s.reload()

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,6 +28,9 @@ type program struct {
 	ended  chan struct{}
 	status syscall.WaitStatus
 	known  bool // the status
+
+	background atomic.Bool  // its first process has ended well by itself
+	orphans    func() []int // what is left of it and has lost its parents
 }
 
 // startProgram starts the generation's command.
@@ -39,7 +43,7 @@ func startProgram(g *generation) (*program, error) {
 	if err != nil {
 		return nil, &startError{g.req.command[0], err}
 	}
-	p := &program{env: env, ended: make(chan struct{})}
+	p := &program{env: env, ended: make(chan struct{}), orphans: func() []int { return g.l.reaper.orphans(g.kin) }}
 	mode := intercept.Auto
 	if g.req.set.Reuse == ReuseOff {
 		mode = intercept.Off
@@ -100,18 +104,22 @@ func (p *program) wait(g *generation) {
 	p.cmd.Wait()
 	g.l.reaper.forget(p.cmd.Process.Pid)
 	status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
-	if ok && status.Exited() && status.ExitStatus() == 0 && !g.stopped.Load() {
-		if id, end := g.l.reaper.daemon(p.tap); end != nil {
-			g.log.Info("the program went into the background", "pid", id.PID)
-			p.mu.Lock()
-			p.id = id
-			p.mu.Unlock()
-			g.owner.Record(&id)
-			if g.stopped.Load() { // the stop signal went to the process that is over
-				p.signal(g.req.set.StopSignal)
-			}
-			status = <-end
+	// More than once: daemon(7) advises to fork twice, and the first child may be seen before it ends.
+	for ok && status.Exited() && status.ExitStatus() == 0 && !g.stopped.Load() {
+		p.background.Store(true)
+		id, end := g.l.reaper.daemon(p.tap, g.kin)
+		if end == nil {
+			break
 		}
+		g.log.Info("the program went into the background", "pid", id.PID)
+		p.mu.Lock()
+		p.id = id
+		p.mu.Unlock()
+		g.owner.Record(&id)
+		if g.stopped.Load() { // the stop signal went to the process that is over
+			p.signal(g.req.set.StopSignal)
+		}
+		status = <-end
 	}
 	p.mu.Lock()
 	p.status, p.known = status, ok
@@ -290,6 +298,9 @@ func (p *program) kill() {
 	case <-p.ended: // its number may be somebody else's by now
 	default:
 		tree = p.tree()
+	}
+	if p.background.Load() {
+		tree = append(tree, p.orphans()...)
 	}
 	syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	for _, pid := range tree { // what went into the background, with its workers

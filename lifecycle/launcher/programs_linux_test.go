@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -39,6 +40,9 @@ type programConfig struct {
 	Slow     bool     // it accepts 0.2 s after it listens, as a master whose workers come later
 	Stubborn bool     // it ignores SIGTERM
 	Daemon   bool     // it goes into the background
+	Twice    bool     // and its first child ends too, as daemon(7) advises
+	Leaves   bool     // it listens, gives the socket to a child, and ends at some time soon
+	Families bool     // it listens on 0.0.0.0, and on [::] where it may
 	Child    bool     // it has a worker in a session of its own, which ignores SIGTERM too
 }
 
@@ -49,8 +53,13 @@ func program(path string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 97
 	}
-	if c.Daemon && os.Getenv("BACKGROUND") == "" {
-		return daemonize()
+	switch background := os.Getenv("BACKGROUND"); {
+	case c.Daemon && c.Twice && background == "":
+		return daemonize("BACKGROUND=half")
+	case c.Daemon && (background == "" || background == "half"):
+		return daemonize("BACKGROUND=1")
+	case c.Leaves && background == "":
+		return c.leave()
 	}
 	if c.Stubborn {
 		signal.Ignore(syscall.SIGTERM)
@@ -84,24 +93,79 @@ func program(path string) int {
 }
 
 // daemonize starts the program anew in a session of its own and returns when that listens, as
-// a classic daemon does.
-func daemonize() int {
+// a classic daemon does. One of two steps does not wait for that, and the first child ends a moment later,
+// so that it has been seen.
+func daemonize(step string) int {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return 96
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), "BACKGROUND=1")
+	half := os.Getenv("BACKGROUND") == "half"
+	cmd.Env = append(os.Environ(), step)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if half {
+		time.Sleep(20 * time.Millisecond)
+	}
 	if err := cmd.Start(); err != nil {
 		return 96
 	}
 	w.Close()
-	r.Read(make([]byte, 1))
+	if step == "BACKGROUND=1" && !half {
+		r.Read(make([]byte, 1))
+	}
 	return 0
+}
+
+// leave listens, and leaves the socket to a child.
+func (c programConfig) leave() int {
+	ln, err := net.Listen("tcp", c.Listen[0])
+	if err != nil {
+		return 94
+	}
+	f, err := ln.(*net.TCPListener).File()
+	if err != nil {
+		return 94
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), "BACKGROUND=1")
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{f}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return 94
+	}
+	time.Sleep(rand.N(20 * time.Millisecond))
+	return 0
+}
+
+// listen opens the program's sockets.
+func (c programConfig) listen(lc net.ListenConfig) (all []net.Listener, err error) {
+	if c.Leaves {
+		ln, err := net.FileListener(os.NewFile(3, "listener"))
+		return []net.Listener{ln}, err
+	}
+	for _, addr := range slices.Repeat(c.Listen, max(c.Sockets, 1)) {
+		network := "tcp"
+		if c.Families {
+			network = "tcp4"
+		}
+		ln, err := lc.Listen(context.Background(), network, addr)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, ln)
+	}
+	if c.Families {
+		_, port, _ := net.SplitHostPort(c.Listen[0])
+		if ln, err := lc.Listen(context.Background(), "tcp", "[::]:"+port); err == nil {
+			all = append(all, ln)
+		}
+	}
+	return all, nil
 }
 
 func (c programConfig) serve() error {
@@ -129,13 +193,13 @@ func (c programConfig) serve() error {
 	if err := c.bindDatagrams(); err != nil {
 		return err
 	}
-	for _, addr := range slices.Repeat(c.Listen, max(c.Sockets, 1)) {
-		ln, err := lc.Listen(context.Background(), "tcp", addr)
-		if err != nil {
-			return err
-		}
+	all, err := c.listen(lc)
+	if err != nil {
+		return err
+	}
+	for _, ln := range all {
 		switch {
-		case addr == c.Drop:
+		case ln.Addr().String() == c.Drop:
 			go c.dropAtSignal(ln)
 			continue
 		case c.Reopen:
@@ -151,7 +215,7 @@ func (c programConfig) serve() error {
 			}
 		}()
 	}
-	if os.Getenv("BACKGROUND") != "" {
+	if os.Getenv("BACKGROUND") != "" && !c.Leaves {
 		os.NewFile(3, "ready").Close()
 	}
 	if c.Kind != "polite" {

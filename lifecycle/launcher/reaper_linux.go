@@ -8,7 +8,6 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -126,43 +125,4 @@ func (r *reaper) children() []int {
 		r.log.Debug("orphans are not seen", "error", err)
 	}
 	return children
-}
-
-// daemon looks for the process that a program left behind when its first one ended well. end
-// is nil where there is none.
-func (r *reaper) daemon(tap *intercept.Tap) (process.Identity, <-chan syscall.WaitStatus) {
-	for range 20 {
-		select {
-		case <-tap.Done():
-			return process.Identity{}, nil
-		default:
-		}
-		if id, end := r.orphan(); end != nil {
-			return id, end
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	return process.Identity{}, nil
-}
-
-// orphan is the oldest child that nobody knows.
-func (r *reaper) orphan() (process.Identity, <-chan syscall.WaitStatus) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var oldest process.Identity
-	for _, pid := range r.children() {
-		if r.known[pid] || r.watched[pid] != nil {
-			continue
-		}
-		id, err := process.Of(pid)
-		if err == nil && id.Alive() && (oldest.PID == 0 || id.Start < oldest.Start) {
-			oldest = id
-		}
-	}
-	if oldest.PID == 0 {
-		return oldest, nil
-	}
-	end := make(chan syscall.WaitStatus, 1)
-	r.watched[oldest.PID] = end
-	return oldest, end
 }

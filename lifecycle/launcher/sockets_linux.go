@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"overlap/lifecycle/process"
 	"overlap/reuse"
 	"overlap/reuse/intercept"
 	"overlap/reuse/sockdiag"
@@ -272,7 +273,11 @@ func (s *sockets) look() error {
 			seen[a] = there
 		}
 		if slices.ContainsFunc(there, func(d sockdiag.Socket) bool { return d.Inode == ino }) {
-			p.member.Adopt(ino, s.borrow(p.pid, p.fd, ino))
+			control := s.borrow(p.pid, p.fd, ino)
+			if s.g.program.tap.Mode() == intercept.Make {
+				control = nil
+			}
+			p.member.Adopt(ino, control)
 			delete(s.pending, ino)
 		}
 	}
@@ -281,14 +286,16 @@ func (s *sockets) look() error {
 
 // missing names what the program does not listen on yet, "" is nothing.
 func (s *sockets) missing() string {
-	wanted := s.g.req.set.declared
+	// What is declared may be covered by a wildcard; what the predecessor has must be there again, since
+	// the kernel tells clients apart by it.
+	wanted, satisfies := s.g.req.set.declared, covers
 	if len(wanted) == 0 {
-		wanted = s.g.owner.Expected()
+		wanted, satisfies = s.g.owner.Expected(), same
 	}
 	have := s.g.owner.Members()
 	have = slices.DeleteFunc(have, func(m *reuse.Member) bool { return len(m.Inodes()) == 0 })
 	for _, w := range wanted {
-		if !slices.ContainsFunc(have, func(m *reuse.Member) bool { return covers(m.Address(), w) }) {
+		if !slices.ContainsFunc(have, func(m *reuse.Member) bool { return satisfies(m.Address(), w) }) {
 			return w.String()
 		}
 	}
@@ -313,6 +320,12 @@ func covers(a, wanted reuse.Address) bool {
 	}
 	_, overlap := reuse.Overlaps(a.AddrPort, wanted.AddrPort, a.V6Only, wanted.V6Only)
 	return overlap
+}
+
+// same reports whether listening on a is listening on what was wanted.
+func same(a, wanted reuse.Address) bool {
+	equal, _ := reuse.Overlaps(a.AddrPort, wanted.AddrPort, a.V6Only, wanted.V6Only)
+	return a.Network == wanted.Network && equal
 }
 
 // follow looks after sockets that come while the generation serves, those first that were bound
@@ -367,6 +380,13 @@ func (s *sockets) count() int {
 	return len(s.pending)
 }
 
+// waitFor reports whether one of the sockets has been bound and is waited for.
+func (s *sockets) waitFor(inodes []uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(inodes, func(ino uint64) bool { _, ok := s.pending[ino]; return ok })
+}
+
 func (s *sockets) close() {
 	s.stopOnce.Do(func() { close(s.stop) })
 	s.mu.Lock()
@@ -392,8 +412,14 @@ func (s *sockets) borrow(pid, fd int, ino uint64) func(func(fd int) error) error
 		}
 		err := borrow([]int{pid}, ino, f)
 		if errors.Is(err, reuse.ErrUnreachable) {
-			// A child may have it now. To find them all takes a look at every process of the machine.
+			// A child may have it now.
 			err = borrow(s.g.program.tree(), ino, f)
+		}
+		if errors.Is(err, reuse.ErrUnreachable) {
+			// Or one whose parent has ended before it was found to be the program: it is the launcher's then.
+			if all, terr := process.Tree(os.Getpid()); terr == nil {
+				err = borrow(all, ino, f)
+			}
 		}
 		return err
 	}

@@ -82,12 +82,13 @@ func (o *Owner) Unix(ctx context.Context, path string) (*reuse.UnixListener, err
 
 // compare finds the predecessor's listener on the same address. On one port addresses are
 // equal or disjoint: the kernel picks a group by how specific its address is, before any
-// program runs.
+// program runs. What a program has beside an equal one it has in both generations.
 func (o *Owner) compare(a reuse.Address) (*listener, error) {
 	p := o.before()
 	if p == nil {
 		return nil, nil
 	}
+	var clash error
 	for i, l := range p.listeners {
 		if l.Network != a.Network {
 			continue
@@ -100,11 +101,11 @@ func (o *Owner) compare(a reuse.Address) (*listener, error) {
 		switch {
 		case equal:
 			return &p.listeners[i], nil
-		case overlap:
-			return nil, fmt.Errorf("%w: %s and %s of generation %d", ErrOverlap, a, b, p.number)
+		case overlap && clash == nil:
+			clash = fmt.Errorf("%w: %s and %s of generation %d", ErrOverlap, a, b, p.number)
 		}
 	}
-	return nil, nil
+	return nil, clash
 }
 
 // strangerTries is how often a listener that no generation knows is looked at: generations come,

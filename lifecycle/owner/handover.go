@@ -220,6 +220,7 @@ func (o *Owner) Changed(came bool, awaited func(*reuse.Member) bool) error {
 	if o.handed || o.holding.Load() || !came && o.successor != nil {
 		return nil
 	}
+	var failed []error
 	for _, m := range o.Members() {
 		if len(m.Inodes()) == 0 {
 			if o.successor == nil && !awaited(m) {
@@ -229,8 +230,8 @@ func (o *Owner) Changed(came bool, awaited func(*reuse.Member) bool) error {
 			continue
 		}
 		if err := m.Reclaim(); err != nil {
-			return err
+			failed = append(failed, err) // the other addresses have their clients all the same
 		}
 	}
-	return o.save(func(r *state.Record) { r.Listeners = o.recordedLocked() })
+	return errors.Join(append(failed, o.save(func(r *state.Record) { r.Listeners = o.recordedLocked() }))...)
 }
