@@ -93,6 +93,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("GORACE", "atexit_sleep_ms=20 "+os.Getenv("GORACE"))
 	root := filepath.Join(env.WorkDir, "state")
 	env.Setenv("OVERLAP_STATE_DIR", root)
+	env.Setenv("NL", "\n")
 	program, err := exec.LookPath("overlap")
 	if err != nil {
 		return err

@@ -33,7 +33,7 @@ func (p *program) benchCommand() *urfave.Command {
 			"built-in server. Exits with 1 if anything failed.",
 		Flags: withEnvironment([]urfave.Flag{
 			&urfave.StringFlag{Name: "name", Usage: "`NAME` of a running service"},
-			&urfave.StringSliceFlag{Name: "listen", Usage: "`ADDRESS` that makes the command ready, as of run: host:port, or udp:host:port, which --udp needs; may be repeated"},
+			&urfave.StringSliceFlag{Name: "listen", Usage: "`ADDRESS` that makes the command ready, as of run: host:port, or udp:host:port, which --udp needs; may be repeated, or several with commas"},
 			&urfave.IntFlag{Name: "clients", Value: bench.DefaultClients, Usage: "how many clients"},
 			&urfave.DurationFlag{Name: "duration", Value: DefaultBenchDuration, Usage: "how long"},
 			&urfave.DurationFlag{Name: "reload-every", Value: DefaultReloadEvery, Usage: "time from one reload to the next, 0 is no reload"},
@@ -85,7 +85,7 @@ func (p *program) readBench(c *urfave.Context) (*benchRun, error) {
 	if len(before) > 0 {
 		return nil, unexpected(c, before[0])
 	}
-	r := &benchRun{p: p, name: c.String("name"), command: command, listen: c.StringSlice("listen"),
+	r := &benchRun{p: p, name: c.String("name"), command: command, listen: list(c, "listen"),
 		every: c.Duration("reload-every"), limit: c.Int("reloads"), json: c.Bool("json"), report: c.String("report")}
 	if err := r.fits(c); err != nil {
 		return nil, err
@@ -108,9 +108,9 @@ func (r *benchRun) fits(c *urfave.Context) error {
 	}
 	datagrams := false
 	for _, addr := range r.listen {
-		network, _, err := parseListen(addr)
-		if err != nil || network == "unix" {
-			return badValue(c, "listen", addr, "host:port or udp:host:port")
+		network, err := parseReady(addr)
+		if err != nil {
+			return badValue(c, "listen", addr, err.Error())
 		}
 		datagrams = datagrams || network == "udp"
 	}
@@ -137,6 +137,15 @@ func (r *benchRun) readLoad(c *urfave.Context) error {
 	}
 	if n := c.Int("clients"); n <= 0 {
 		return badValue(c, "clients", fmt.Sprint(n), "1 or more")
+	}
+	if rate := c.Float64("rate"); !(rate >= 0 && rate <= bench.MaxRate) { // what is no number is neither
+		return badValue(c, "rate", fmt.Sprint(rate), fmt.Sprintf("0 to %.0e", bench.MaxRate))
+	}
+	if path := c.String("path"); path != "" && !bench.ValidPath(path) {
+		return badValue(c, "path", path, "a path that begins with / and has no blanks")
+	}
+	if method := c.String("method"); method != "" && !bench.ValidMethod(method) {
+		return badValue(c, "method", method, "one word, such as GET")
 	}
 	r.load = bench.Load{Clients: c.Int("clients"), Duration: c.Duration("duration"), Rate: c.Float64("rate"), Think: c.Duration("think"),
 		Timeout: c.Duration("timeout"), Method: c.String("method"), Path: c.String("path"), Body: []byte(c.String("body"))}
