@@ -30,7 +30,9 @@ func (p *program) benchCommand() *urfave.Command {
 		UsageText: "overlap bench [flags] [-- COMMAND [ARGUMENTS]]",
 		Description: "Makes requests while a service is reloaded again and again, and accounts for each of them.\n" +
 			"The service is one that runs (--name), a command under a launcher of its own, or else the\n" +
-			"built-in server. Exits with 1 if anything failed.",
+			"built-in server. A request has failed without a whole answer of a status from 200 to 399 in time,\n" +
+			"with a body that is not the one of --expect, and, at a --rate, when it was due and no client\n" +
+			"was free to send it. Exits with 1 if anything failed.",
 		Flags: withEnvironment([]urfave.Flag{
 			&urfave.StringFlag{Name: "name", Usage: "`NAME` of a running service"},
 			&urfave.StringSliceFlag{Name: "listen", Usage: "`ADDRESS` that makes the command ready, as of run: host:port, or udp:host:port, which --udp needs; may be repeated, or several with commas"},
@@ -45,6 +47,7 @@ func (p *program) benchCommand() *urfave.Command {
 			&urfave.StringFlag{Name: "method", Usage: "the requests' `METHOD`", DefaultText: "GET, POST with a body"},
 			&urfave.StringFlag{Name: "path", Usage: "the requests' `PATH`; of one that tells readiness (/healthz), the 503 of a draining generation is a failure", DefaultText: "/, /echo of the built-in server"},
 			&urfave.StringFlag{Name: "body", Usage: "the requests' `BODY`", DefaultText: "none, 64 bytes to the built-in server"},
+			&urfave.StringFlag{Name: "expect", Usage: "`BODY` that each answer must have, byte for byte, a line's end at the end too", DefaultText: "any, of the built-in server's /echo the number of bytes"},
 			&urfave.BoolFlag{Name: "tls", Usage: "speak HTTPS and accept any certificate"},
 			&urfave.BoolFlag{Name: "udp", Usage: "datagrams that the server echoes, instead of HTTP"},
 			&urfave.BoolFlag{Name: "json", Usage: "print the account as JSON"},
@@ -117,7 +120,7 @@ func (r *benchRun) fits(c *urfave.Context) error {
 	if !c.Bool("udp") {
 		return nil
 	}
-	for _, flag := range []string{"mode", "method", "path", "tls"} {
+	for _, flag := range []string{"mode", "method", "path", "expect", "tls"} {
 		if c.IsSet(flag) {
 			return usage("--udp and --" + flag + " exclude each other")
 		}
@@ -164,13 +167,22 @@ func (r *benchRun) readLoad(c *urfave.Context) error {
 	if c.Bool("tls") {
 		r.load.TLS = &tls.Config{InsecureSkipVerify: true}
 	}
+	if c.IsSet("expect") {
+		want := c.String("expect")
+		if len(want) >= bench.MaxCheckedBody {
+			return badValue(c, "expect", fmt.Sprintf("%.20s…", want), fmt.Sprintf("less than %d bytes", bench.MaxCheckedBody))
+		}
+		r.load.Check = bench.CheckBody([]byte(want))
+	}
 	if r.builtin() && r.load.Path == "" {
 		if len(r.load.Body) == 0 {
 			r.load.Body = bytes.Repeat([]byte("x"), builtinBody)
 		}
 		if r.load.Network != "udp" { // there every answer is an echo, and checked as one
 			r.load.Path = "/echo"
-			r.load.Check = bench.CheckBytes(len(r.load.Body))
+			if r.load.Check == nil {
+				r.load.Check = bench.CheckBytes(len(r.load.Body))
+			}
 		}
 	}
 	return nil
