@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	urfave "github.com/urfave/cli/v2"
@@ -62,12 +64,33 @@ func (p *program) bench(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, stop := interruptible(c.Context)
+	ctx, stop := endedBy(c.Context, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	defer stop()
 	if err := run.do(ctx); err != nil {
 		return &failure{"bench", run.name, cause(ctx, err)}
 	}
 	return nil
+}
+
+// endedBy is a context that ends at a signal: a terminal that is closed (SIGHUP) ends a bench as
+// Ctrl-C does. nohup's word holds.
+func endedBy(parent context.Context, all ...os.Signal) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	signals := make(chan os.Signal, 1)
+	for _, sig := range all {
+		if sig != syscall.SIGHUP || !signal.Ignored(sig) {
+			signal.Notify(signals, sig)
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-signals:
+			cancel(errInterrupted)
+		case <-done:
+		}
+	}()
+	return ctx, func() { signal.Stop(signals); close(done); cancel(nil) }
 }
 
 // benchRun is what bench was told.

@@ -86,6 +86,7 @@ func (p *program) commands() []*urfave.Command {
 		p.statusCommand(),
 		p.stopCommand(),
 		p.benchCommand(),
+		p.watchCommand(),
 		helpCommand(),
 	}
 }

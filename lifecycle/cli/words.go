@@ -256,7 +256,7 @@ func helpOf(command string) string { return strings.TrimSpace("overlap help " + 
 func unknownCommand(c *urfave.Context) error {
 	name := c.Args().First()
 	var names []string
-	for _, command := range c.App.Commands {
+	for _, command := range c.App.VisibleCommands() {
 		names = append(names, command.Name)
 	}
 	hint := "see the commands: overlap help"
