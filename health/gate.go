@@ -224,6 +224,9 @@ func next[T any](ctx context.Context, t Target, event <-chan T, early <-chan str
 
 // report turns the reason to stop into Wait's error.
 func (w *waiting) report(ctx context.Context, stop error) error {
+	if stop == context.DeadlineExceeded { // of who called, who gave no words for it
+		stop = errOver
+	}
 	what := ErrUnhealthy
 	if !errors.Is(stop, ErrGone) && errors.Is(ctx.Err(), context.Canceled) {
 		what = errCancelled
@@ -243,5 +246,13 @@ func (w *waiting) report(ctx context.Context, stop error) error {
 	return fmt.Errorf("%w: %w: health check %s tried %s in %s, last: %w",
 		what, stop, w.specs[w.suspect], tried, elapsed, w.saw)
 }
+
+// overError is context.DeadlineExceeded in words for people.
+type overError struct{}
+
+func (*overError) Error() string { return "the time to start is over" }
+func (*overError) Unwrap() error { return context.DeadlineExceeded }
+
+var errOver = new(overError)
 
 var errCancelled = errors.New("wait until healthy")

@@ -132,9 +132,11 @@ func TestGateDeadlineAndCancel(t *testing.T) {
 	s := &script{steps: []func(context.Context) error{fail, hang}}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := fast.Wait(ctx, Target{}, s.spec("s")); !errors.Is(err, ErrUnhealthy) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("at the caller's deadline: %v", err)
+	late := fast.Wait(ctx, Target{}, s.spec("s"))
+	if !errors.Is(late, ErrUnhealthy) || !errors.Is(late, context.DeadlineExceeded) {
+		t.Errorf("at the caller's deadline: %v", late)
 	}
+	wantError(t, late, "unhealthy: the time to start is over: health check s tried ")
 
 	stopped := errors.New("stopped by hand")
 	ctx2, cancel2 := context.WithCancelCause(t.Context())

@@ -294,6 +294,29 @@ func TestHTTPTimeout(t *testing.T) {
 	}
 }
 
+// The words about a server that does not answer are the caller's, and say no more than what was
+// tried: Go's own would follow.
+func TestTimeoutWords(t *testing.T) {
+	mute, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	addr := mute.Addr().String()
+	for spec, want := range map[string]string{
+		"http://" + addr + "/": "no answer within 20ms",
+		"grpc://" + addr:       "no answer within 20ms: request to " + addr,
+		"exec:sleep 60":        "no answer within 20ms: the command was killed",
+	} {
+		ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Millisecond, errors.New("no answer within 20ms"))
+		err := mustParse(t, spec, Options{}).Check(ctx, Target{Env: os.Environ()})
+		cancel()
+		if got := fmt.Sprint(err); got != "health check "+spec+": "+want {
+			t.Errorf("%s: %s, want %s", spec, got, want)
+		}
+	}
+}
+
 func TestTCP(t *testing.T) {
 	srv := serve(t, func(http.ResponseWriter, *http.Request) {})
 	closed := refused(t)

@@ -6,9 +6,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -82,7 +85,30 @@ func (s Spec) check(ctx context.Context, t Target) error {
 	if errors.Is(err, cause) || err.Error() == ctx.Err().Error() {
 		return cause
 	}
+	// The cause says it for people, and the bare fact behind what was tried nothing more.
+	if tried, ok := strings.CutSuffix(err.Error(), ": "+ctx.Err().Error()); ok {
+		return fmt.Errorf("%w: %s", cause, tried)
+	}
 	return fmt.Errorf("%w: %w", cause, err)
+}
+
+// Missing returns an error where the command of an exec probe is not there: not in this process's
+// PATH, or not at its absolute path. A relative path is the target's directory's affair, which may
+// be filled by the program that is checked. Of other kinds nothing is missing.
+func (s Spec) Missing() error {
+	p, ok := s.probe.(execProbe)
+	if !ok {
+		return nil
+	}
+	name := p.words[0]
+	if strings.ContainsRune(name, filepath.Separator) && !filepath.IsAbs(name) {
+		return nil
+	}
+	_, err := exec.LookPath(name)
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("find command: %w", err)
+	}
+	return nil
 }
 
 // Parse reads a specification:
@@ -176,7 +202,7 @@ func unknown(spec string) error {
 			if slash {
 				guess = "http://" + host + "/" + path
 			}
-		} else if !strings.ContainsAny(spec, " :") {
+		} else if !strings.ContainsAny(spec, " :,") { // a comma: they may be several
 			guess = "/" + spec
 		}
 	}

@@ -91,6 +91,36 @@ func TestParseCAFile(t *testing.T) {
 	}
 }
 
+// What is looked up when a launcher starts is found missing then; what a program may still make is
+// left to the probe.
+func TestMissing(t *testing.T) {
+	there := filepath.Join(t.TempDir(), "there")
+	if err := os.WriteFile(there, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for spec, missing := range map[string]bool{
+		"exec:sh -c true":            false,
+		"exec:" + there:              false,
+		"exec:no-such-command a b":   true,
+		"exec:" + there + "-but-not": true,
+		"exec:./no-such-command":     false,
+		"exec:no/such/command":       false,
+		"tcp":                        false,
+		"/no-such-path":              false,
+	} {
+		s, err := Parse(spec, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Missing(); (err != nil) != missing {
+			t.Errorf("%s: %v", spec, err)
+		}
+	}
+	if err := (Spec{}).Missing(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestZeroSpec(t *testing.T) {
 	if err := (Spec{}).Check(t.Context(), Target{}); err == nil {
 		t.Error("the zero Spec is healthy")

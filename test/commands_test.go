@@ -45,7 +45,7 @@ const patience = 30 * time.Second
 //	start VAR [-nohup] COMMAND…      start a process; $VAR is its pid, $WORK/VAR.log what it says
 //	waitlog VAR PATTERN              wait until it says so
 //	exits VAR CODE                   wait until it has ended, with that code
-//	signal NAME VAR                  send a signal: TERM, INT, HUP, USR1, USR2, KILL, STOP, CONT
+//	signal NAME VAR                  send a signal: TERM, INT, HUP, QUIT, USR1, USR2, KILL, STOP, CONT
 //	waitserving NAME GENERATION      wait until that generation serves
 //	waitgone NAME GENERATION         wait until it has ended
 //	code N COMMAND…                  run a command that must exit with the code
@@ -53,6 +53,8 @@ const patience = 30 * time.Second
 //	                                 -status N, -has TEXT, -hasnot TEXT, -generation N
 //	makecert CERT KEY                make a certificate for 127.0.0.1
 //	chown UID FILE                   give a file away
+//	waitfile FILE                    wait until it is there
+//	benchgone                        wait until benches have left neither process nor file
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"freeport":    freeport,
 	"start":       start,
@@ -65,6 +67,8 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"http":        request,
 	"makecert":    makecert,
 	"chown":       chown,
+	"waitfile":    waitfile,
+	"benchgone":   benchGone,
 }
 
 func condition(name string) (bool, error) {
@@ -93,6 +97,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("GORACE", "atexit_sleep_ms=20 "+os.Getenv("GORACE"))
 	root := filepath.Join(env.WorkDir, "state")
 	env.Setenv("OVERLAP_STATE_DIR", root)
+	env.Setenv("NL", "\n")
 	program, err := exec.LookPath("overlap")
 	if err != nil {
 		return err
@@ -100,7 +105,17 @@ func setup(env *testscript.Env) error {
 	env.Setenv("OVERLAP", program) // to be copied and replaced
 	all := &started{all: map[string]*background{}}
 	env.Values[startedKey{}] = all
-	env.Defer(func() { all.end(env.WorkDir) })
+	// Where benches have their files: of this script alone, and in memory if there is such a place.
+	benches, err := state.MkdirTemp("overlap-script-")
+	if err != nil {
+		return err
+	}
+	env.Setenv("XDG_RUNTIME_DIR", benches)
+	env.Defer(func() {
+		all.end(env.WorkDir)
+		all.end(benches)
+		os.RemoveAll(benches)
+	})
 	return nil
 }
 
@@ -206,7 +221,7 @@ func start(ts *testscript.TestScript, _ bool, args []string) {
 
 // passed are the variables that a started process gets, where they are set.
 var passed = []string{"PATH", "HOME", "TMPDIR", "WORK", "GORACE", "XDG_RUNTIME_DIR", "OVERLAP_STATE_DIR",
-	"OVERLAP_LISTEN", "OVERLAP_DIR", "OVERLAP_DELAY"}
+	"OVERLAP_LISTEN", "OVERLAP_DIR", "OVERLAP_DELAY", "OVERLAP_RUN_LISTEN", "OVERLAP_RUN_HEALTH"}
 
 func environment(ts *testscript.TestScript) []string {
 	var env []string
@@ -273,7 +288,7 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 var signals = map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP,
-	"USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT}
+	"USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2, "QUIT": syscall.SIGQUIT, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT}
 
 func sendSignal(ts *testscript.TestScript, _ bool, args []string) {
 	sig, ok := signals[args[0]]
@@ -439,4 +454,36 @@ func stranger(args []string) int {
 	for {
 		time.Sleep(time.Hour)
 	}
+}
+
+// benchesOf are the directories of a script's benches that are there, or named by a process.
+func benchesOf(ts *testscript.TestScript) (files []string, processes []string) {
+	for _, parent := range []string{ts.Getenv("XDG_RUNTIME_DIR"), ts.Getenv("TMPDIR")} {
+		pattern := filepath.Join(parent, "overlap-bench-")
+		found, _ := filepath.Glob(pattern + "*")
+		files = append(files, found...)
+		lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, path := range lines {
+			if line, err := os.ReadFile(path); err == nil && strings.Contains(string(line), pattern) {
+				processes = append(processes, string(bytes.ReplaceAll(bytes.TrimRight(line, "\x00"), []byte{0}, []byte{' '})))
+			}
+		}
+	}
+	return files, processes
+}
+
+func waitfile(ts *testscript.TestScript, _ bool, args []string) {
+	eventually(ts, "wait for a file", func() error {
+		_, err := os.Stat(ts.MkAbs(args[0]))
+		return err
+	})
+}
+
+func benchGone(ts *testscript.TestScript, _ bool, args []string) {
+	eventually(ts, "wait until nothing of a bench is left", func() error {
+		if files, running := benchesOf(ts); len(files)+len(running) > 0 {
+			return fmt.Errorf("left: %q %q", files, running)
+		}
+		return nil
+	})
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -371,13 +372,78 @@ func TestOpenLoopCountsFromIntendedTime(t *testing.T) {
 	}
 }
 
-// What should have begun and did not is said.
+// What should have begun and did not has failed, even where all that began was answered. The next
+// of a queue that the end meets is no such request.
 func TestOpenLoopUnsent(t *testing.T) {
 	t.Parallel()
-	address := server(t, func(c net.Conn, br *bufio.Reader) { io.Copy(io.Discard, br) })
-	r := mustRun(t, Load{Address: address, Clients: 2, Rate: 100, Duration: 300 * time.Millisecond, Timeout: time.Second})
-	if r.Requests < 2 || r.ByCause[Timeout] != r.Requests || r.Unsent < 25 {
-		t.Errorf("%d requests, %v, %d unsent, want 2, all timeouts, about 28", r.Requests, r.ByCause, r.Unsent)
+	release := make(chan struct{})
+	address := server(t, func(c net.Conn, br *bufio.Reader) {
+		for readRequest(br) {
+			<-release
+			io.WriteString(c, ok)
+		}
+	})
+	l := Load{Address: address, Clients: 2, Mode: KeepAlive, Rate: 100, Duration: 400 * time.Millisecond}
+	l.Progress = func(s Snapshot) { // not before the end of the duration, and before the last of the run
+		if s.Elapsed > l.Duration {
+			select {
+			case <-release:
+			default:
+				close(release)
+			}
+		}
+	}
+	r := mustRun(t, l)
+	if r.Unsent < 25 || r.Requests != r.Unsent+2 || r.Failed != r.Unsent || r.ByCause[Unsent] != r.Unsent || len(r.ByCause) != 1 {
+		t.Errorf("%d requests, %d failed, %v, %d unsent, want 2 answered and about 28 unsent", r.Requests, r.Failed, r.ByCause, r.Unsent)
+	}
+	if want := fmt.Sprintf("%d of %d requests failed: %d unsent", r.Unsent, r.Requests, r.Unsent); r.Outcome() != want {
+		t.Errorf("%q, want %q", r.Outcome(), want)
+	}
+	if text := r.Table(); !strings.Contains(text, "\nnot sent ") || strings.Contains(text, "first failed") {
+		t.Error(text)
+	}
+	if perSecond := r.PerSecond * r.Elapsed.Seconds(); math.Round(perSecond) != 2 {
+		t.Errorf("%v requests a second in %v, want the 2 that began", r.PerSecond, r.Elapsed)
+	}
+	// The same rate at a server that answers.
+	address = server(t, func(c net.Conn, br *bufio.Reader) {
+		for readRequest(br) {
+			io.WriteString(c, ok)
+		}
+	})
+	if r := mustRun(t, Load{Address: address, Clients: 2, Mode: KeepAlive, Rate: 100, Duration: 400 * time.Millisecond}); r.Failed > 0 || r.Unsent > 0 {
+		t.Errorf("%d failed, %d unsent", r.Failed, r.Unsent)
+	}
+}
+
+// A body is compared as it is, whatever way it comes, on a connection that is used again and on one
+// that is not.
+func TestCheckBody(t *testing.T) {
+	t.Parallel()
+	answers := map[string]string{
+		"hello":   "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+		"hello\n": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n3\r\nlo\n\r\n0\r\n\r\n",
+		"":        "HTTP/1.1 204 No Content\r\n\r\n",
+	}
+	for body, answer := range answers {
+		address := server(t, func(c net.Conn, br *bufio.Reader) {
+			for readRequest(br) {
+				io.WriteString(c, answer)
+			}
+		})
+		for want := range answers {
+			failed := int64(0)
+			if want != body {
+				failed = 4
+			}
+			for _, mode := range []Mode{Close, KeepAlive} {
+				r := mustRun(t, Load{Address: address, Clients: 1, Mode: mode, Requests: 4, Timeout: time.Second, Check: CheckBody([]byte(want))})
+				if r.Requests != 4 || r.Failed != failed || r.ByCause[Body] != failed {
+					t.Errorf("%s: %q, want %q: %d of %d failed, %v", mode, body, want, r.Failed, r.Requests, r.Failures)
+				}
+			}
+		}
 	}
 }
 
@@ -418,6 +484,9 @@ func TestRefusesNonsense(t *testing.T) {
 		{Address: "127.0.0.1:1", Path: "x"},
 		{Address: "127.0.0.1:1", Path: "/ HTTP/1.1\r\nA: b"},
 		{Address: "127.0.0.1:1", Host: "a\r\nb"},
+		{Address: "127.0.0.1:1", Method: "G T"},
+		{Address: "127.0.0.1:1", Rate: math.NaN()},
+		{Address: "127.0.0.1:1", Rate: math.Inf(1)},
 		{Address: "127.0.0.1:1", Mode: 9},
 		{Address: "127.0.0.1:1", Network: "udp", Body: make([]byte, maxDatagram)},
 	} {

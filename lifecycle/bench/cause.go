@@ -25,17 +25,19 @@ const (
 	Timeout
 	// Status: an answer with a status below 200, or 400 and above.
 	Status
-	// Body: Load.Check refused the answer, or an echoed datagram was changed.
+	// Body: Load.Check refused the answer, or an echoed datagram was changed or cut.
 	Body
 	// Malformed: what came is no HTTP/1 answer.
 	Malformed
 	// Other: anything else, such as an unreachable host or a TLS error.
 	Other
+	// Unsent: a request of an open loop that was due and never began, because no client was free.
+	Unsent
 
-	causes = int(Other) + 1
+	causes = int(Unsent) + 1
 )
 
-var causeNames = [causes]string{"", "refused", "reset", "eof", "timeout", "status", "body", "malformed", "other"}
+var causeNames = [causes]string{"", "refused", "reset", "eof", "timeout", "status", "body", "malformed", "other", "unsent"}
 
 func (c Cause) String() string {
 	if int(c) < len(causeNames) {

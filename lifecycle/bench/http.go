@@ -65,6 +65,17 @@ func CheckBytes(n int) func(*Answer) error {
 	}
 }
 
+// CheckBody returns a Check for a server whose answers have that body and no other. It must be
+// shorter than MaxCheckedBody.
+func CheckBody(want []byte) func(*Answer) error {
+	return func(a *Answer) error {
+		if !bytes.Equal(a.Body, want) {
+			return fmt.Errorf("answer %.100q of %d bytes: want %.100q of %d", a.Body, len(a.Body), want, len(want))
+		}
+		return nil
+	}
+}
+
 // httpClient is the connection of a client, if it has one, and what is read from it.
 type httpClient struct {
 	*client

@@ -130,6 +130,25 @@ type Snapshot struct {
 	Handovers  int     // switches marked so far
 }
 
+// MaxRate is the highest Load.Rate: a request a nanosecond.
+const MaxRate = 1e9
+
+// ValidPath reports whether a request line can hold a path.
+func ValidPath(path string) bool {
+	return (strings.HasPrefix(path, "/") || path == "*") && printable(path)
+}
+
+// ValidMethod reports whether a request line can hold a method: letters, digits and the signs of a
+// token (RFC 9110, 5.6.2).
+func ValidMethod(method string) bool {
+	return method != "" && printable(method) && !strings.ContainsAny(method, `"(),/:;<=>?@[\]{}`)
+}
+
+// printable reports whether a word has neither blanks nor control characters in it.
+func printable(word string) bool {
+	return !strings.ContainsFunc(word, func(r rune) bool { return r <= ' ' || r == 0x7f })
+}
+
 // withDefaults fills in what is not given and refuses what cannot be meant.
 func (l Load) withDefaults() (Load, error) {
 	if l.Network == "" {
@@ -159,14 +178,16 @@ func (l Load) withDefaults() (Load, error) {
 	switch {
 	case l.Clients < 0 || l.Duration < 0 || l.Requests < 0 || l.Rate < 0 || l.Think < 0 || l.Timeout < 0:
 		return l, errors.New("a number of the load is negative")
-	case l.Rate > 1e9:
+	case !(l.Rate <= MaxRate): // nor is it no number
 		return l, errors.New("rate: more than one request a nanosecond")
 	case l.Mode > KeepAlive:
 		return l, fmt.Errorf("unknown mode %d", l.Mode)
-	case !strings.HasPrefix(l.Path, "/") && l.Path != "*" || strings.ContainsAny(l.Path, " \r\n"):
+	case !ValidPath(l.Path):
 		return l, fmt.Errorf("path %q: must begin with / and have no blanks", l.Path)
-	case strings.ContainsAny(l.Host+l.Method, " \r\n"):
-		return l, fmt.Errorf("host %q, method %q: must have no blanks", l.Host, l.Method)
+	case !ValidMethod(l.Method):
+		return l, fmt.Errorf("method %q: must be one word", l.Method)
+	case !printable(l.Host):
+		return l, fmt.Errorf("host %q: must have no blanks", l.Host)
 	case l.Network == "udp" && (l.TLS != nil || l.Check != nil):
 		return l, errors.New("TLS and Check are for tcp only")
 	case l.Network == "udp" && len(l.Body)+sequenceSize > maxDatagram:

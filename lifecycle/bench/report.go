@@ -45,7 +45,7 @@ func (r *Result) Report(w io.Writer) error {
 		Machine:     fmt.Sprintf("%s/%s, %d CPUs", runtime.GOOS, runtime.GOARCH, runtime.NumCPU()),
 		Shown:       r.failureRows(maxReportFailures),
 	}
-	data.Hidden = r.Failed - int64(len(data.Shown))
+	data.Hidden = r.Failed - r.Unsent - int64(len(data.Shown))
 	if len(r.line.slots) > 0 {
 		c := newChart(r)
 		data.Darkest = int64(c.darkest())

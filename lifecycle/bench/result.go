@@ -26,13 +26,14 @@ type Result struct {
 	Started time.Time     `json:"started"`
 	Elapsed time.Duration `json:"elapsed_ns"` // while new requests began
 
-	Requests  int64           `json:"requests"` // that ended, failed ones included
-	PerSecond float64         `json:"requests_per_second"`
-	Failed    int64           `json:"failed"` // of Requests
+	Requests  int64           `json:"requests"`            // that ended, failed ones included, and Unsent
+	PerSecond float64         `json:"requests_per_second"` // of those that began
+	Failed    int64           `json:"failed"`              // of Requests
 	ByCause   map[Cause]int64 `json:"failed_by_cause"`
 	Delayed   int64           `json:"delayed"` // of Requests, took DelayedAfter or longer
-	// Unsent is how many requests of an open loop should have begun and did not,
-	// because no client was free until the end.
+	// Unsent is how many requests of an open loop should have begun and did not, because no
+	// client was free until the end. They have failed: a server that answers too few requests
+	// to be sent all is as little noticed as one that answers none. No ModeResult has them.
 	Unsent int64 `json:"unsent"`
 	// IdleClosed is how many keep-alive connections the server closed while nothing
 	// was under way on them. No request failed by that.
@@ -155,25 +156,38 @@ func (t *tally) result() *Result {
 		r.IdleClosed += c.idleClosed
 	}
 	slices.SortStableFunc(r.Failures, func(a, b Failure) int { return a.At.Compare(b.At) })
-	r.Handovers = len(switches(r.Marks, t.base))
-	if r.Handovers > 0 {
-		r.FailedPerHandover = float64(r.Failed) / float64(r.Handovers)
-	}
 	// Those that ended after the last began belong to the time in which they began.
 	if t.stopAt > 0 {
 		r.PerSecond = float64(r.Requests) / r.Elapsed.Seconds()
 	}
-	if t.run.Rate > 0 {
-		// What was due in the last moment may have lost against the end of the run.
-		due := int64(t.run.Rate * (r.Elapsed - 10*time.Millisecond).Seconds())
-		if t.run.Load.Requests > 0 {
-			due = min(due, t.run.Load.Requests)
-		}
-		r.Unsent = max(0, due-t.issued.Load())
+	if r.Unsent = t.unsent(); r.Unsent > 0 {
+		r.Requests += r.Unsent
+		r.Failed += r.Unsent
+		r.ByCause[Unsent] = r.Unsent
+	}
+	r.Handovers = len(switches(r.Marks, t.base))
+	if r.Handovers > 0 {
+		r.FailedPerHandover = float64(r.Failed) / float64(r.Handovers)
 	}
 	r.countGenerations(t.byGen)
 	r.points()
 	return r
+}
+
+// lastMoment is how late a request may be at the end of a run without being counted as unsent: it
+// waited for a client like others before it, and the end was in the way.
+const lastMoment = 100 * time.Millisecond
+
+// unsent is how many requests of an open loop were due and did not begin.
+func (r *run) unsent() int64 {
+	if r.Rate <= 0 {
+		return 0
+	}
+	due := int64(r.Rate * (time.Duration(r.stopAt) - lastMoment).Seconds())
+	if r.Requests > 0 {
+		due = min(due, r.Requests)
+	}
+	return max(0, due-r.issued.Load())
 }
 
 func (r *run) requestInWords() string {
@@ -297,7 +311,7 @@ func (r *Result) facts() [][3]string {
 		facts = slices.Insert(facts, 2, [3]string{"first failed", short(first.Offset), first.Error})
 	}
 	if r.Unsent > 0 {
-		facts = append(facts, [3]string{"not sent", count(r.Unsent), "no client was free at their time"})
+		facts = append(facts, [3]string{"not sent", count(r.Unsent), "failed: they were due, and no client was free"})
 	}
 	if r.IdleClosed > 0 {
 		facts = append(facts, [3]string{"idle closed", count(r.IdleClosed), "connections that the server closed unused: no failure"})

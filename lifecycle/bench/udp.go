@@ -137,7 +137,10 @@ func (u *udpClient) receive(finished <-chan struct{}) {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 		case err != nil:
 			u.bookOldest(0, fmt.Errorf("receive echo: %w", err))
-		case n >= sequenceSize:
+		case n < sequenceSize:
+			// Whose it is can't be seen in it, so it is taken for that of the one that waits longest.
+			u.bookOldest(0, &failure{Body, fmt.Errorf("echo of %d bytes is too short for its number", n)})
+		default:
 			generation, err := u.check(buf[sequenceSize:n])
 			u.book(binary.BigEndian.Uint64(buf), generation, err)
 		}

@@ -70,7 +70,10 @@ func TestDatagrams(t *testing.T) {
 			reply(append(append(p, 'x'), generationLine+"7"...))
 		}, map[Cause]int64{Body: 20}},
 		{"named", 0, func(reply func([]byte), p []byte) { reply(append(p, generationLine+"7\n"...)) }, nil},
-		{"runts", 0, func(reply func([]byte), p []byte) { reply(p[:3]); reply(p) }, nil},
+		{"cut", 0, func(reply func([]byte), p []byte) { reply(p[:3]) }, map[Cause]int64{Body: 20}},
+		{"cut to nothing", 0, func(reply func([]byte), p []byte) { reply(nil) }, map[Cause]int64{Body: 20}},
+		{"cut at a rate", 1000, func(reply func([]byte), p []byte) { reply(p[:3]) }, map[Cause]int64{Body: 20}},
+		{"cut and whole", 0, func(reply func([]byte), p []byte) { reply(p[:3]); reply(p) }, map[Cause]int64{Body: 20}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	urfave "github.com/urfave/cli/v2"
@@ -30,10 +32,12 @@ func (p *program) benchCommand() *urfave.Command {
 		UsageText: "overlap bench [flags] [-- COMMAND [ARGUMENTS]]",
 		Description: "Makes requests while a service is reloaded again and again, and accounts for each of them.\n" +
 			"The service is one that runs (--name), a command under a launcher of its own, or else the\n" +
-			"built-in server. Exits with 1 if anything failed.",
+			"built-in server. A request has failed without a whole answer of a status from 200 to 399 in time,\n" +
+			"with a body that is not the one of --expect, and, at a --rate, when it was due and no client\n" +
+			"was free to send it. Exits with 1 if anything failed.",
 		Flags: withEnvironment([]urfave.Flag{
 			&urfave.StringFlag{Name: "name", Usage: "`NAME` of a running service"},
-			&urfave.StringSliceFlag{Name: "listen", Usage: "`ADDRESS` that makes the command ready, as of run: host:port, or udp:host:port, which --udp needs; may be repeated"},
+			&urfave.StringSliceFlag{Name: "listen", Usage: "`ADDRESS` that makes the command ready, as of run: host:port, or udp:host:port, which --udp needs; may be repeated, or several with commas"},
 			&urfave.IntFlag{Name: "clients", Value: bench.DefaultClients, Usage: "how many clients"},
 			&urfave.DurationFlag{Name: "duration", Value: DefaultBenchDuration, Usage: "how long"},
 			&urfave.DurationFlag{Name: "reload-every", Value: DefaultReloadEvery, Usage: "time from one reload to the next, 0 is no reload"},
@@ -45,6 +49,7 @@ func (p *program) benchCommand() *urfave.Command {
 			&urfave.StringFlag{Name: "method", Usage: "the requests' `METHOD`", DefaultText: "GET, POST with a body"},
 			&urfave.StringFlag{Name: "path", Usage: "the requests' `PATH`; of one that tells readiness (/healthz), the 503 of a draining generation is a failure", DefaultText: "/, /echo of the built-in server"},
 			&urfave.StringFlag{Name: "body", Usage: "the requests' `BODY`", DefaultText: "none, 64 bytes to the built-in server"},
+			&urfave.StringFlag{Name: "expect", Usage: "`BODY` that each answer must have, byte for byte, a line's end at the end too", DefaultText: "any, of the built-in server's /echo the number of bytes"},
 			&urfave.BoolFlag{Name: "tls", Usage: "speak HTTPS and accept any certificate"},
 			&urfave.BoolFlag{Name: "udp", Usage: "datagrams that the server echoes, instead of HTTP"},
 			&urfave.BoolFlag{Name: "json", Usage: "print the account as JSON"},
@@ -59,12 +64,33 @@ func (p *program) bench(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, stop := interruptible(c.Context)
+	ctx, stop := endedBy(c.Context, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	defer stop()
 	if err := run.do(ctx); err != nil {
 		return &failure{"bench", run.name, cause(ctx, err)}
 	}
 	return nil
+}
+
+// endedBy is a context that ends at a signal: a terminal that is closed (SIGHUP) ends a bench as
+// Ctrl-C does. nohup's word holds.
+func endedBy(parent context.Context, all ...os.Signal) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	signals := make(chan os.Signal, 1)
+	for _, sig := range all {
+		if sig != syscall.SIGHUP || !signal.Ignored(sig) {
+			signal.Notify(signals, sig)
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-signals:
+			cancel(errInterrupted)
+		case <-done:
+		}
+	}()
+	return ctx, func() { signal.Stop(signals); close(done); cancel(nil) }
 }
 
 // benchRun is what bench was told.
@@ -85,7 +111,7 @@ func (p *program) readBench(c *urfave.Context) (*benchRun, error) {
 	if len(before) > 0 {
 		return nil, unexpected(c, before[0])
 	}
-	r := &benchRun{p: p, name: c.String("name"), command: command, listen: c.StringSlice("listen"),
+	r := &benchRun{p: p, name: c.String("name"), command: command, listen: list(c, "listen"),
 		every: c.Duration("reload-every"), limit: c.Int("reloads"), json: c.Bool("json"), report: c.String("report")}
 	if err := r.fits(c); err != nil {
 		return nil, err
@@ -108,16 +134,16 @@ func (r *benchRun) fits(c *urfave.Context) error {
 	}
 	datagrams := false
 	for _, addr := range r.listen {
-		network, _, err := parseListen(addr)
-		if err != nil || network == "unix" {
-			return badValue(c, "listen", addr, "host:port or udp:host:port")
+		network, err := parseReady(addr)
+		if err != nil {
+			return badValue(c, "listen", addr, err.Error())
 		}
 		datagrams = datagrams || network == "udp"
 	}
 	if !c.Bool("udp") {
 		return nil
 	}
-	for _, flag := range []string{"mode", "method", "path", "tls"} {
+	for _, flag := range []string{"mode", "method", "path", "expect", "tls"} {
 		if c.IsSet(flag) {
 			return usage("--udp and --" + flag + " exclude each other")
 		}
@@ -138,6 +164,15 @@ func (r *benchRun) readLoad(c *urfave.Context) error {
 	if n := c.Int("clients"); n <= 0 {
 		return badValue(c, "clients", fmt.Sprint(n), "1 or more")
 	}
+	if rate := c.Float64("rate"); !(rate >= 0 && rate <= bench.MaxRate) { // what is no number is neither
+		return badValue(c, "rate", fmt.Sprint(rate), fmt.Sprintf("0 to %.0e", bench.MaxRate))
+	}
+	if path := c.String("path"); path != "" && !bench.ValidPath(path) {
+		return badValue(c, "path", path, "a path that begins with / and has no blanks")
+	}
+	if method := c.String("method"); method != "" && !bench.ValidMethod(method) {
+		return badValue(c, "method", method, "one word, such as GET")
+	}
 	r.load = bench.Load{Clients: c.Int("clients"), Duration: c.Duration("duration"), Rate: c.Float64("rate"), Think: c.Duration("think"),
 		Timeout: c.Duration("timeout"), Method: c.String("method"), Path: c.String("path"), Body: []byte(c.String("body"))}
 	if err := r.load.Mode.UnmarshalText([]byte(c.String("mode"))); err != nil {
@@ -155,13 +190,22 @@ func (r *benchRun) readLoad(c *urfave.Context) error {
 	if c.Bool("tls") {
 		r.load.TLS = &tls.Config{InsecureSkipVerify: true}
 	}
+	if c.IsSet("expect") {
+		want := c.String("expect")
+		if len(want) >= bench.MaxCheckedBody {
+			return badValue(c, "expect", fmt.Sprintf("%.20s…", want), fmt.Sprintf("less than %d bytes", bench.MaxCheckedBody))
+		}
+		r.load.Check = bench.CheckBody([]byte(want))
+	}
 	if r.builtin() && r.load.Path == "" {
 		if len(r.load.Body) == 0 {
 			r.load.Body = bytes.Repeat([]byte("x"), builtinBody)
 		}
 		if r.load.Network != "udp" { // there every answer is an echo, and checked as one
 			r.load.Path = "/echo"
-			r.load.Check = bench.CheckBytes(len(r.load.Body))
+			if r.load.Check == nil {
+				r.load.Check = bench.CheckBytes(len(r.load.Body))
+			}
 		}
 	}
 	return nil

@@ -36,9 +36,10 @@ type benchTarget struct {
 	address    string
 	// Of a server of bench's own:
 	temporary string
-	process   *exec.Cmd
-	exited    chan struct{}
+	group     int           // the first process, which leads a process group; 0 before its start
+	exited    chan struct{} // closed when that process has ended
 	said      *tail
+	watcher   *benchWatcher
 }
 
 // findTarget is a service that runs already.
@@ -80,11 +81,14 @@ func (r *benchRun) startTarget(ctx context.Context) (*benchTarget, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &benchTarget{p: r.p, name: benchName, temporary: temporary, root: filepath.Join(temporary, "state"),
-		exited: make(chan struct{}), said: &tail{}}
+	t := newBenchTarget(r.p, temporary)
+	if t.watcher, err = watchBench(t); err != nil {
+		return nil, errors.Join(err, t.close())
+	}
 	if err := t.start(ctx, r); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
+	t.watcher.tell(t.group)
 	g, err := t.await(ctx)
 	if err == nil {
 		t.address, err = addressFor(r.load.Network, g.Listeners)
@@ -114,18 +118,18 @@ func (t *benchTarget) start(ctx context.Context, r *benchRun) error {
 		}
 		args = append(append(args, "--"), r.command...)
 	}
-	t.process = exec.Command(args[0], args[1:]...)
-	t.process.Env = environ()
-	t.process.Stdout, t.process.Stderr = t.said, t.said
+	first := exec.Command(args[0], args[1:]...)
+	first.Env = environ()
+	first.Stdout, first.Stderr = t.said, t.said
 	// A group of their own: Ctrl-C is for the bench, which ends them in order.
-	t.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	first.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	// What the processes that it starts hold open must not keep Wait waiting.
-	t.process.WaitDelay = time.Millisecond
-	if err := t.process.Start(); err != nil {
-		t.process = nil
+	first.WaitDelay = time.Millisecond
+	if err := first.Start(); err != nil {
 		return fmt.Errorf("start the server: %w", err)
 	}
-	go func() { t.process.Wait(); close(t.exited) }()
+	t.group = first.Process.Pid
+	go func() { first.Wait(); close(t.exited) }()
 	return nil
 }
 
@@ -221,23 +225,43 @@ func (t *benchTarget) close() error {
 	if t.temporary == "" {
 		return nil
 	}
-	var failed error
-	if t.process != nil {
+	if t.watcher != nil {
+		defer t.watcher.end()
+	}
+	if t.group != 0 {
 		ctx, cancel := context.WithTimeout(context.Background(), benchStop)
 		defer cancel()
 		if s, err := t.p.look(ctx, t.root, t.name); err == nil {
-			s.stop(ctx, benchStop/2, nil)
+			if s.serves() {
+				s.stop(ctx, benchStop/2, nil)
+			}
 			s.close()
 		}
+		t.terminate(ctx)
 		if t.lives() {
-			syscall.Kill(-t.process.Process.Pid, syscall.SIGKILL)
+			syscall.Kill(-t.group, syscall.SIGKILL)
 		}
 		<-t.exited
 	}
 	if err := os.RemoveAll(t.temporary); err != nil {
-		failed = fmt.Errorf("remove the bench's files: %w", err)
+		return fmt.Errorf("remove the bench's files: %w", err)
 	}
-	return failed
+	return nil
+}
+
+// terminate ends a first process that is still there, as one that starts is, with nobody to be
+// asked. A launcher that were killed instead would leave its program.
+func (t *benchTarget) terminate(ctx context.Context) {
+	select {
+	case <-t.exited:
+		return
+	default:
+		syscall.Kill(t.group, syscall.SIGTERM)
+	}
+	select {
+	case <-t.exited:
+	case <-ctx.Done():
+	}
 }
 
 // lives reports whether anything of the server's process group is left. Only then is the group's

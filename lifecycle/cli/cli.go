@@ -46,11 +46,14 @@ func (p *program) app() *urfave.App {
 		UsageText:       "overlap [flags] COMMAND [flags] [arguments]",
 		Version:         version(),
 		HideHelpCommand: true,
-		Writer:          p.stdout,
-		ErrWriter:       p.stderr,
-		ExitErrHandler:  func(*urfave.Context, error) {}, // Main returns the code
-		OnUsageError:    wrongUsage,
-		Before:          p.begin,
+		// A value may have commas in it, as a command has; see values.go.
+		DisableSliceFlagSeparator: true,
+
+		Writer:         p.stdout,
+		ErrWriter:      p.stderr,
+		ExitErrHandler: func(*urfave.Context, error) {}, // Main returns the code
+		OnUsageError:   wrongUsage,
+		Before:         p.begin,
 		Flags: []urfave.Flag{
 			&urfave.StringFlag{Name: "state-dir", Usage: "where services are found: `DIR`", DefaultText: "the usual places"},
 			&urfave.StringFlag{Name: "log-format", Value: "text", Usage: "how events are written to stderr: `text|json`"},
@@ -83,6 +86,7 @@ func (p *program) commands() []*urfave.Command {
 		p.statusCommand(),
 		p.stopCommand(),
 		p.benchCommand(),
+		p.watchCommand(),
 		helpCommand(),
 	}
 }

@@ -41,6 +41,10 @@ func TestProgramWithoutLauncher(t *testing.T) {
 	if code, out, _ := call(root, "status"); code != ExitOK || !strings.Contains(out, "serving (no launcher)") {
 		t.Errorf("status: %d\n%s", code, out)
 	}
+	// Nobody counts its connections, which is not the same as none.
+	if code, out, _ := call(root, "status", "--json"); code != ExitOK || !strings.Contains(out, `"connections":null,`) {
+		t.Errorf("status --json: %d\n%s", code, out)
+	}
 	code, _, words := call(root, "reload")
 	if want := "its launcher is dead\noverlap: hint: take over from its program: overlap run --name web -- COMMAND\n"; code != ExitFailed || !strings.HasSuffix(words, want) {
 		t.Errorf("reload: %d\n%s", code, words)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -36,8 +37,8 @@ func (p *program) runCommand() *urfave.Command {
 			"Exit codes: the program's own, 128+n for signal n, 125 overlap's own failure, 126 not executable, 127 not found.",
 		Flags: withEnvironment([]urfave.Flag{
 			&urfave.StringFlag{Name: "name", Usage: "the service's `NAME`", DefaultText: "the command's base name"},
-			&urfave.StringSliceFlag{Name: "listen", Usage: "`ADDRESS` that makes it ready, host:port or udp:host:port; may be repeated", DefaultText: "all that the running generation listens on, else the first"},
-			&urfave.StringSliceFlag{Name: "health", Usage: "`PROBE` to pass: /path, http://, https://, tcp, grpc://, exec:COMMAND, notify, none; may be repeated", DefaultText: "tcp"},
+			&urfave.StringSliceFlag{Name: "listen", Usage: "`ADDRESS` that makes it ready, host:port or udp:host:port; may be repeated, or several with commas", DefaultText: "all that the running generation listens on, else the first"},
+			&urfave.StringSliceFlag{Name: "health", Usage: "`PROBE` to pass: /path, http://, https://, tcp, grpc://, exec:COMMAND, notify, none; may be repeated, in the variable one a line", DefaultText: "tcp"},
 			&urfave.StringFlag{Name: "health-ca", Usage: "`FILE` with the certificates that https probes trust"},
 			&urfave.BoolFlag{Name: "health-insecure", Usage: "https probes accept any certificate"},
 			&urfave.DurationFlag{Name: "start-timeout", Value: launcher.DefaultStartTimeout, Usage: "until a generation that is not healthy is given up"},
@@ -49,7 +50,7 @@ func (p *program) runCommand() *urfave.Command {
 			&urfave.StringFlag{Name: "reuse", Value: launcher.ReuseAuto, Usage: "who sets SO_REUSEPORT: overlap, or the program: `auto|off`"},
 			&urfave.StringFlag{Name: "chdir", Usage: "`DIR` to start the program in"},
 			&urfave.StringFlag{Name: "env-file", Usage: "`FILE` with more variables, read anew for each generation"},
-			&urfave.StringSliceFlag{Name: "pass-signal", Usage: "`SIGNAL` to pass on to the program, such as HUP; may be repeated"},
+			&urfave.StringSliceFlag{Name: "pass-signal", Usage: "`SIGNAL` to pass on to the program, such as HUP; may be repeated, or several with commas"},
 			&urfave.IntFlag{Name: "adopt", Usage: "`PID` of a running server to take over from"},
 		}, "run"),
 		Action: p.run,
@@ -69,6 +70,9 @@ func (p *program) run(c *urfave.Context) error {
 		if name == "" {
 			name = state.DefaultName(o.Command[0])
 		}
+		if o.Reuse == launcher.ReuseOff {
+			err = &aloneError{err}
+		}
 		return &failure{doingRun, name, err}
 	}
 	return nil
@@ -85,8 +89,11 @@ func (p *program) readRun(c *urfave.Context) (*launcher.Options, error) {
 	}
 	if o.Name != "" {
 		if err := state.ValidName(o.Name); err != nil {
-			return nil, badValue(c, "name", o.Name, err.Error())
+			return nil, refused(c, "name", o.Name, err.Error())
 		}
+	}
+	if c.IsSet("adopt") && o.Adopt <= 0 {
+		return nil, badValue(c, "adopt", fmt.Sprint(o.Adopt), "the pid of a running server")
 	}
 	var err error
 	if o.Settings, err = readSettings(c); err != nil {
@@ -98,7 +105,7 @@ func (p *program) readRun(c *urfave.Context) (*launcher.Options, error) {
 // readSettings reads the flags that were given. The others keep their zero values, since a
 // running launcher that is given these may have them otherwise.
 func readSettings(c *urfave.Context) (launcher.Settings, error) {
-	s := launcher.Settings{EnvFile: c.String("env-file"), Listen: c.StringSlice("listen"), Health: c.StringSlice("health"),
+	s := launcher.Settings{EnvFile: c.String("env-file"), Listen: list(c, "listen"), Health: lines(c, "health"),
 		HealthCA: c.String("health-ca"), HealthInsecure: c.Bool("health-insecure")}
 	for flag, to := range map[string]*time.Duration{"start-timeout": &s.StartTimeout, "stop-delay": &s.StopDelay,
 		"drain-timeout": &s.DrainTimeout, "hold": &s.Hold} {
@@ -114,8 +121,8 @@ func readSettings(c *urfave.Context) (launcher.Settings, error) {
 		}
 	}
 	for _, addr := range s.Listen {
-		if network, _, err := parseListen(addr); err != nil || network == "unix" {
-			return s, badValue(c, "listen", addr, "host:port or udp:host:port")
+		if _, err := parseReady(addr); err != nil {
+			return s, badValue(c, "listen", addr, err.Error())
 		}
 	}
 	var err error
@@ -124,10 +131,13 @@ func readSettings(c *urfave.Context) (launcher.Settings, error) {
 			return s, badValue(c, "stop-signal", name, err.Error())
 		}
 	}
-	for _, name := range c.StringSlice("pass-signal") {
+	for _, name := range list(c, "pass-signal") {
 		sig, err := parseSignal(name)
 		if err != nil {
 			return s, badValue(c, "pass-signal", name, err.Error())
+		}
+		if why := notPassed[sig]; why != "" {
+			return s, refused(c, "pass-signal", name, why)
 		}
 		s.PassSignals = append(s.PassSignals, sig)
 	}
@@ -143,13 +153,49 @@ func readSettings(c *urfave.Context) (launcher.Settings, error) {
 		}
 		s.Reuse = reuse
 	}
-	for _, spec := range s.Health {
-		if _, err := health.Parse(spec, health.Options{CAFile: s.HealthCA, Insecure: s.HealthInsecure}); err != nil {
-			return s, badValue(c, "health", spec, err.Error())
+	return s, checkHealth(c, s)
+}
+
+// checkHealth refuses probes that no program could pass.
+func checkHealth(c *urfave.Context, s launcher.Settings) error {
+	o := health.Options{CAFile: s.HealthCA, Insecure: s.HealthInsecure}
+	if _, err := health.Parse(health.KindNone, o); err != nil {
+		if s.HealthInsecure && s.HealthCA != "" {
+			return &usageError{"run: --health-ca and --health-insecure exclude each other", "see its usage: " + helpOf(c.Command.Name)}
+		}
+		return refused(c, "health-ca", s.HealthCA, err.Error())
+	}
+	for _, text := range s.Health {
+		spec, err := health.Parse(text, o)
+		if err != nil {
+			return refused(c, "health", text, errors.Unwrap(err).Error()) // without the text, which is said
+		}
+		if spec.Kind() == health.KindNone && len(s.Health) > 1 {
+			return &usageError{"run: --health none and other probes exclude each other", "see its usage: " + helpOf(c.Command.Name)}
+		}
+		if err := spec.Missing(); err != nil {
+			return refused(c, "health", text, err.Error())
 		}
 	}
-	return s, nil
+	return nil
 }
+
+// notPassed are the signals that a launcher can't pass on, and why.
+var notPassed = func() map[syscall.Signal]string {
+	const faults = "this signal is a fault of the process that gets it"
+	return map[syscall.Signal]string{
+		syscall.SIGKILL: "no process can receive this signal",
+		syscall.SIGSTOP: "no process can receive this signal",
+		syscall.SIGTERM: "this signal stops the service; the program gets the one of --stop-signal",
+		syscall.SIGINT:  "this signal stops the service; the program gets the one of --stop-signal",
+		syscall.SIGCHLD: "this signal tells overlap itself that a process has ended",
+		syscall.SIGPIPE: "this signal tells overlap itself that nobody reads what it writes",
+		syscall.SIGURG:  "this signal is of use to overlap's own runtime",
+		syscall.SIGPROF: "this signal is of use to overlap's own runtime",
+		syscall.SIGSEGV: faults, syscall.SIGBUS: faults, syscall.SIGFPE: faults,
+		syscall.SIGILL: faults, syscall.SIGTRAP: faults, syscall.SIGSYS: faults,
+	}
+}()
 
 // parseSignal reads a signal's name, with or without SIG.
 func parseSignal(name string) (syscall.Signal, error) {

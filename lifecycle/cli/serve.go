@@ -8,8 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	urfave "github.com/urfave/cli/v2"
@@ -39,7 +37,7 @@ func (p *program) serveCommand() *urfave.Command {
 			"without losing a request. SIGHUP starts the next generation, SIGTERM and SIGINT drain and end.\n" +
 			"A time of 0 is none: no limit, no grace, no delay.",
 		Flags: withEnvironment([]urfave.Flag{
-			&urfave.StringSliceFlag{Name: "listen", Value: urfave.NewStringSlice(DefaultListen), Usage: "`ADDRESS` to listen on, host:port, unix:/path or udp:host:port; may be repeated"},
+			&urfave.StringSliceFlag{Name: "listen", Value: urfave.NewStringSlice(DefaultListen), Usage: "`ADDRESS` to listen on, host:port, unix:/path or udp:host:port; may be repeated, or several with commas"},
 			&urfave.StringFlag{Name: "dir", Value: ".", Usage: "`DIR` to serve"},
 			&urfave.StringFlag{Name: "name", Value: "serve", Usage: "the service's `NAME`"},
 			&urfave.DurationFlag{Name: "delay", Usage: "how long /echo waits before it answers"},
@@ -83,7 +81,7 @@ func (p *program) readServe(c *urfave.Context) (*server, error) {
 		stderr: p.stderr}
 	s.options = lifecycle.Options{Name: c.String("name"), StateDir: p.stateDir, Logger: p.log}
 	if err := state.ValidName(s.options.Name); err != nil {
-		return nil, badValue(c, "name", s.options.Name, err.Error())
+		return nil, refused(c, "name", s.options.Name, err.Error())
 	}
 	for flag, to := range map[string]*time.Duration{"drain-timeout": &s.options.DrainTimeout, "idle-grace": &s.options.IdleGrace,
 		"start-timeout": &s.options.StartTimeout, "shutdown-delay": &s.options.ShutdownDelay} {
@@ -101,7 +99,7 @@ func (p *program) readServe(c *urfave.Context) (*server, error) {
 	if (s.cert == "") != (s.key == "") {
 		return nil, &usageError{"serve: --tls-cert and --tls-key belong together", "see the flags: overlap help serve"}
 	}
-	for _, addr := range c.StringSlice("listen") {
+	for _, addr := range list(c, "listen") {
 		network, at, err := parseListen(addr)
 		if err != nil {
 			return nil, badValue(c, "listen", addr, err.Error())
@@ -112,25 +110,6 @@ func (p *program) readServe(c *urfave.Context) (*server, error) {
 		return nil, badValue(c, "listen", "", "an address")
 	}
 	return s, nil
-}
-
-// parseListen splits an address into network and address.
-func parseListen(addr string) (network, at string, err error) {
-	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
-		if path == "" {
-			return "", "", fmt.Errorf("unix:/path")
-		}
-		abs, err := filepath.Abs(path)
-		return "unix", abs, err
-	}
-	network, at, ok := strings.Cut(addr, ":")
-	if !ok || network != "tcp" && network != "udp" {
-		network, at = "tcp", addr
-	}
-	if _, port, err := net.SplitHostPort(at); err != nil || port == "" {
-		return "", "", fmt.Errorf("host:port, unix:/path or udp:host:port")
-	}
-	return network, at, nil
 }
 
 // run serves until the generation ends.

@@ -70,7 +70,7 @@ type shownGeneration struct {
 	PID         int        `json:"pid"`
 	State       string     `json:"state"`
 	Listeners   []string   `json:"listeners"`
-	Connections int        `json:"connections"`
+	Connections *int       `json:"connections"` // null where nobody can count them
 	Started     *time.Time `json:"started"`
 	Switched    *time.Time `json:"switched"`        // null until it served
 	Owner       int        `json:"owner,omitempty"` // the launcher's pid, where there is one
@@ -81,7 +81,10 @@ func shown(s *service) shownStatus {
 	out := shownStatus{Service: s.name, Generations: []shownGeneration{}}
 	for _, g := range s.generations {
 		one := shownGeneration{Generation: g.Generation.Generation, PID: g.PID, State: string(g.State), Listeners: g.Listeners,
-			Connections: g.Connections, Started: whenKnown(g.Started), Switched: whenKnown(g.Switched), Owner: g.Owner, Note: g.note}
+			Started: whenKnown(g.Started), Switched: whenKnown(g.Switched), Owner: g.Owner, Note: g.note}
+		if g.counted() {
+			one.Connections = &g.Connections
+		}
 		if one.Listeners == nil {
 			one.Listeners = []string{}
 		}
@@ -89,6 +92,9 @@ func shown(s *service) shownStatus {
 	}
 	return out
 }
+
+// counted reports whether the number of connections is known: who owns a generation counts them.
+func (g *generation) counted() bool { return g.note == "" }
 
 func whenKnown(t time.Time) *time.Time {
 	if t.IsZero() {
@@ -102,10 +108,12 @@ func (p *program) table(s *service) error {
 	fmt.Fprintf(w, "SERVICE\tGENERATION\tPID\tSTATE\tAGE\tADDRESSES\tCONNECTIONS\n")
 	for _, g := range s.generations {
 		label := string(g.State)
-		connections := strconv.Itoa(g.Connections)
+		connections := "?"
+		if g.counted() {
+			connections = strconv.Itoa(g.Connections)
+		}
 		if g.note != "" {
 			label += " (" + g.note + ")"
-			connections = "?"
 		}
 		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\t%s\n", s.name, g.Generation.Generation, g.PID, label,
 			age(time.Since(g.Started), g.Started.IsZero()), strings.Join(g.Listeners, ", "), connections)

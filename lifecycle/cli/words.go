@@ -68,6 +68,11 @@ var (
 	errReadiness = fmt.Errorf("%w status 503 and nothing else", errLoss)
 )
 
+// aloneError is of a program that was to share its port by itself: --reuse off.
+type aloneError struct{ error }
+
+func (e *aloneError) Unwrap() error { return e.error }
+
 // reloadError is a handover that failed: its reason in the words of who made it.
 type reloadError struct{ reason string }
 
@@ -159,6 +164,8 @@ func explain(err error) (text, hint string, code int) {
 	case errors.Is(err, lifecycle.ErrOther):
 		verb, command, _ := strings.Cut(again, " ")
 		hint = strings.TrimSpace("give the new service a name of its own: overlap " + verb + " --name OTHER " + command)
+	case errors.Is(err, launcher.ErrNotShared) && errors.As(err, new(*aloneError)):
+		hint = "turn the option on in the program, or have overlap do it: overlap run --reuse auto -- COMMAND"
 	case errors.Is(err, launcher.ErrNotShared):
 		hint = "start it so that it does, and leave that to it: overlap run --reuse off -- COMMAND"
 	case errors.Is(err, launcher.ErrOldLauncher):
@@ -249,7 +256,7 @@ func helpOf(command string) string { return strings.TrimSpace("overlap help " + 
 func unknownCommand(c *urfave.Context) error {
 	name := c.Args().First()
 	var names []string
-	for _, command := range c.App.Commands {
+	for _, command := range c.App.VisibleCommands() {
 		names = append(names, command.Name)
 	}
 	hint := "see the commands: overlap help"
@@ -274,14 +281,19 @@ func unexpected(c *urfave.Context, word string) error {
 	return &usageError{fmt.Sprintf("%s: unexpected argument %q", c.Command.Name, word), "see its usage: " + helpOf(c.Command.Name)}
 }
 
-// badValue is a value that could be parsed and makes no sense. It names the variable where it
-// may have come from there.
+// badValue is a value that could be parsed and makes no sense, and what would.
 func badValue(c *urfave.Context, flag, value, want string) error {
+	return refused(c, flag, value, "want "+want)
+}
+
+// refused is a value that could be parsed and makes no sense, and why not. It names the variable
+// where it may have come from there.
+func refused(c *urfave.Context, flag, value, why string) error {
 	command := ""
 	if c.Command != nil && c.Command.Name != c.App.Name {
 		command = c.Command.Name
 	}
-	return &usageError{fmt.Sprintf("invalid value %q for flag --%s (or $%s): want %s", value, flag, environment(command, flag), want),
+	return &usageError{fmt.Sprintf("invalid value %q for flag --%s (or $%s): %s", value, flag, environment(command, flag), why),
 		"see the flags: " + helpOf(command)}
 }
 

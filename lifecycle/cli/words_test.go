@@ -82,6 +82,12 @@ func TestExplain(t *testing.T) {
 		{run(&owner.StrangerError{Stranger: reuse.Stranger{Network: "tcp", Address: netip.MustParseAddrPort("127.0.0.1:80"), PID: 7, Command: "nginx -g x"}}), launcher.ExitOwnFailure,
 			"overlap: error: run: 127.0.0.1:80 is in use by pid 7 (nginx -g x), which is not of this service\n" +
 				"overlap: hint: listen elsewhere, or end that process first: ss -ltnp\n"},
+		{run(fmt.Errorf("%w: in use", launcher.ErrNotShared)), launcher.ExitOwnFailure,
+			"overlap: error: run: " + launcher.ErrNotShared.Error() + ": in use\n" +
+				"overlap: hint: start it so that it does, and leave that to it: overlap run --reuse off -- COMMAND\n"},
+		{&failure{doingRun, "web", &aloneError{&launcher.ExitError{Code: launcher.ExitOwnFailure, Err: launcher.ErrNotShared}}}, launcher.ExitOwnFailure,
+			"overlap: error: run: " + launcher.ErrNotShared.Error() + "\n" +
+				"overlap: hint: turn the option on in the program, or have overlap do it: overlap run --reuse auto -- COMMAND\n"},
 		{run(fmt.Errorf("%w: \"x\"", lifecycle.ErrOther)), launcher.ExitOwnFailure,
 			"overlap: error: run: a service of this name runs on other addresses: \"x\"\n" +
 				"overlap: hint: give the new service a name of its own: overlap run --name OTHER -- COMMAND\n"},
@@ -144,6 +150,27 @@ func TestUsageWords(t *testing.T) {
 		{"bench --mode x", "overlap: error: invalid value \"x\" for flag --mode (or $OVERLAP_BENCH_MODE): want close, keepalive or both\noverlap: hint: see the flags: overlap help bench\n"},
 		{"bench --udp --path /x", "overlap: error: bench: --udp and --path exclude each other\noverlap: hint: see its usage: overlap help bench\n"},
 		{"bench --name a -- b", "overlap: error: bench: --name and a command exclude each other\noverlap: hint: see its usage: overlap help bench\n"},
+		{"bench --path x", "overlap: error: invalid value \"x\" for flag --path (or $OVERLAP_BENCH_PATH): want a path that begins with / and has no blanks\noverlap: hint: see the flags: overlap help bench\n"},
+		{"bench --method G/T", "overlap: error: invalid value \"G/T\" for flag --method (or $OVERLAP_BENCH_METHOD): want one word, such as GET\noverlap: hint: see the flags: overlap help bench\n"},
+		{"bench --rate -1", "overlap: error: invalid value \"-1\" for flag --rate (or $OVERLAP_BENCH_RATE): want 0 to 1e+09\noverlap: hint: see the flags: overlap help bench\n"},
+		{"bench --rate nan", "overlap: error: invalid value \"NaN\" for flag --rate (or $OVERLAP_BENCH_RATE): want 0 to 1e+09\noverlap: hint: see the flags: overlap help bench\n"},
+		{"bench --rate inf", "overlap: error: invalid value \"+Inf\" for flag --rate (or $OVERLAP_BENCH_RATE): want 0 to 1e+09\noverlap: hint: see the flags: overlap help bench\n"},
+		{"bench --listen :0 -- x", "overlap: error: invalid value \":0\" for flag --listen (or $OVERLAP_BENCH_LISTEN): want the port that the program listens on, not 0\noverlap: hint: see the flags: overlap help bench\n"},
+		{"serve --listen :65536", "overlap: error: invalid value \":65536\" for flag --listen (or $OVERLAP_LISTEN): want a port from 1 to 65535, or 0 for any\noverlap: hint: see the flags: overlap help serve\n"},
+		{"serve --name A", "overlap: error: invalid value \"A\" for flag --name (or $OVERLAP_NAME): service name \"A\" does not begin with a-z or 0-9\noverlap: hint: see the flags: overlap help serve\n"},
+		{"run --name A -- x", "overlap: error: invalid value \"A\" for flag --name (or $OVERLAP_RUN_NAME): service name \"A\" does not begin with a-z or 0-9\noverlap: hint: see the flags: overlap help run\n"},
+		{"run --listen :80,:65536 -- x", "overlap: error: invalid value \":65536\" for flag --listen (or $OVERLAP_RUN_LISTEN): want a port from 1 to 65535\noverlap: hint: see the flags: overlap help run\n"},
+		{"run --listen udp::0 -- x", "overlap: error: invalid value \"udp::0\" for flag --listen (or $OVERLAP_RUN_LISTEN): want the port that the program listens on, not 0\noverlap: hint: see the flags: overlap help run\n"},
+		{"run --listen unix:/x -- x", "overlap: error: invalid value \"unix:/x\" for flag --listen (or $OVERLAP_RUN_LISTEN): want host:port or udp:host:port\noverlap: hint: see the flags: overlap help run\n"},
+		{"run --pass-signal HUP,KILL -- x", "overlap: error: invalid value \"KILL\" for flag --pass-signal (or $OVERLAP_RUN_PASS_SIGNAL): no process can receive this signal\noverlap: hint: see the flags: overlap help run\n"},
+		{"run --pass-signal TERM -- x", "overlap: error: invalid value \"TERM\" for flag --pass-signal (or $OVERLAP_RUN_PASS_SIGNAL): this signal stops the service; the program gets the one of --stop-signal\noverlap: hint: see the flags: overlap help run\n"},
+		{"run --pass-signal CHLD -- x", "overlap: error: invalid value \"CHLD\" for flag --pass-signal (or $OVERLAP_RUN_PASS_SIGNAL): this signal tells overlap itself that a process has ended\noverlap: hint: see the flags: overlap help run\n"},
+		{"run --health none --health tcp -- x", "overlap: error: run: --health none and other probes exclude each other\noverlap: hint: see its usage: overlap help run\n"},
+		{"run --health tcp://:x -- x", "overlap: error: invalid value \"tcp://:x\" for flag --health (or $OVERLAP_RUN_HEALTH): invalid port \":x\" after host\noverlap: hint: see the flags: overlap help run\n"},
+		{"run --health exec:no-such-command -- x", "overlap: error: invalid value \"exec:no-such-command\" for flag --health (or $OVERLAP_RUN_HEALTH): find command: exec: \"no-such-command\": executable file not found in $PATH\noverlap: hint: see the flags: overlap help run\n"},
+		{"run --health-ca /no-such-file -- x", "overlap: error: invalid value \"/no-such-file\" for flag --health-ca (or $OVERLAP_RUN_HEALTH_CA): read CA file of health checks: open /no-such-file: no such file or directory\noverlap: hint: see the flags: overlap help run\n"},
+		{"run --health-ca x --health-insecure -- x", "overlap: error: run: --health-ca and --health-insecure exclude each other\noverlap: hint: see its usage: overlap help run\n"},
+		{"run --adopt 0 -- x", "overlap: error: invalid value \"0\" for flag --adopt (or $OVERLAP_RUN_ADOPT): want the pid of a running server\noverlap: hint: see the flags: overlap help run\n"},
 	} {
 		t.Run(test.args, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer

@@ -247,6 +247,18 @@ func TestWinners(t *testing.T) {
 	}
 }
 
+// Who lost no request, but had a reload that gave up, is neither without loss nor better at a price.
+func TestWinnersWithoutPrice(t *testing.T) {
+	rep := madeUp(t)
+	rep.sum()
+	r := rep.find("reuseport", bench.Close)
+	r.failed, r.problems = 0, []string{"round 2: a reload failed: it gave up"}
+	text := strings.Join(rep.winners(bench.Close), "\n")
+	if strings.Contains(text, "better still") || strings.Contains(text, r.title) {
+		t.Errorf("a price of nothing in:\n%s", text)
+	}
+}
+
 // madeUp is a report of three rounds.
 func madeUp(t *testing.T) *report {
 	t.Helper()

@@ -475,7 +475,9 @@ func (m measure) winner(clean, lossy []*row) string {
 	if theirs != nil && m.better(m.of(theirs), bar) {
 		bar = m.of(theirs)
 	}
-	if r := m.best(lossy, false); r != nil && m.better(m.of(r), bar) {
+	// What had its loss in a reload that gave up has no price to be named, and compares with nobody.
+	priced := slices.DeleteFunc(slices.Clone(lossy), func(r *row) bool { return r.failed+r.delayed == 0 })
+	if r := m.best(priced, false); r != nil && m.better(m.of(r), bar) {
 		text += fmt.Sprintf("; better still, at the price of %s failed and %s delayed: %s", count(r.failed), count(r.delayed), say(r))
 	}
 	return text + "."
