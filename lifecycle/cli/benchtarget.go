@@ -77,7 +77,7 @@ func addressFor(network string, listeners []string) (string, error) {
 // startTarget starts the built-in server, or the command under a launcher, in a state directory
 // of its own.
 func (r *benchRun) startTarget(ctx context.Context) (*benchTarget, error) {
-	temporary, err := state.MkdirTemp("overlap-bench-")
+	temporary, err := state.MkdirTemp(benchPrefix)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 
 	urfave "github.com/urfave/cli/v2"
@@ -26,6 +27,9 @@ import (
 
 // watchCommand is that process as a command, which nobody calls by hand.
 const watchCommand = "bench-watch"
+
+// benchPrefix is what the names of benches' directories begin with.
+const benchPrefix = "overlap-bench-"
 
 // watchDone is the word that there is nothing left to do.
 const watchDone = "done"
@@ -74,7 +78,11 @@ func (p *program) watchCommand() *urfave.Command {
 			if c.NArg() != 1 {
 				return unexpected(c, c.Args().Get(1))
 			}
-			return p.watch(c.Args().First(), os.Stdin)
+			dir := c.Args().First()
+			if !strings.HasPrefix(filepath.Base(dir), benchPrefix) { // it is removed
+				return &usageError{fmt.Sprintf("%s: %s is not a bench's directory", watchCommand, dir), "bench starts it by itself: overlap bench"}
+			}
+			return p.watch(dir, os.Stdin)
 		},
 	}
 }
