@@ -33,6 +33,7 @@ type programConfig struct {
 	Workers  int      // processes, each with a socket of its own; one that ends is started again
 	Reopen   bool     // at SIGUSR2 it listens anew, and closes the old listener a moment later
 	Share    bool     // it sets SO_REUSEPORT itself
+	Option   string   // what it does to its sockets: see setOption
 	User     int      // who it becomes before it listens, where that is not 0
 	UDP      []string // addresses that it binds, and does not read from
 	Fail     string   // "late": not healthy for a second; "unhealthy", "crash early", "crash in check", "hang", "never"
@@ -129,9 +130,13 @@ func (c programConfig) serve() error {
 	if err := c.bindDatagrams(); err != nil {
 		return err
 	}
+	lc.Control = c.withOption(lc.Control)
 	for _, addr := range slices.Repeat(c.Listen, max(c.Sockets, 1)) {
-		ln, err := lc.Listen(context.Background(), "tcp", addr)
+		ln, err := lc.Listen(context.Background(), c.network(addr), addr)
 		if err != nil {
+			return err
+		}
+		if err := c.optionLater(ln); err != nil {
 			return err
 		}
 		switch {

@@ -80,6 +80,7 @@ func (s *sockets) bind(b intercept.Bind) error {
 			return err
 		}
 	}
+	b.Steered()
 	s.mu.Lock()
 	s.pending[b.Inode] = pending{m, b.PID, b.FD, time.Now()}
 	s.mu.Unlock()
