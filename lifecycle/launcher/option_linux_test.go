@@ -10,6 +10,10 @@ import (
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"overlap/lifecycle/control"
+	"overlap/lifecycle/launcher"
+	"overlap/reuse"
 )
 
 type controlFunc = func(network, address string, c syscall.RawConn) error
@@ -79,6 +83,10 @@ func TestMakeBothFamilies(t *testing.T) {
 		s.goProgram(programConfig{Kind: "polite", Listen: []string{"0.0.0.0:" + port, "[::]:" + port}, Option: "v6only"})
 		s.start()
 		s.serving(0)
+		eventually(t, func() error { // the first address is enough for the first generation to serve
+			_, err := ask("[::1]:" + port)
+			return err
+		})
 		for generation := 1; generation <= 3; generation++ {
 			s.mustAsk("127.0.0.1:"+port, generation)
 			s.mustAsk("[::1]:"+port, generation)
@@ -100,4 +108,36 @@ func TestOwnSteeringLoss(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestDeviceFailures: a port on one device can't be handed over. That is said at the start, and a new
+// version that wants one changes nothing.
+func TestDeviceFailures(t *testing.T) {
+	reached(t, func(t *testing.T, s *service) {
+		addr := free(t, "tcp", "0.0.0.0")
+		c := programConfig{Kind: "polite", Listen: []string{addr}, Option: "device"}
+		s.goProgram(c)
+		if code := s.code(s.start()); code != launcher.ExitOwnFailure {
+			t.Errorf("exit code %d", code)
+		}
+		s.said(reuse.ErrDevice.Error())
+		if left := s.left(); len(left) > 0 {
+			t.Errorf("processes %v are left", left)
+		}
+
+		c.Option = ""
+		s.next(c)
+		s.start()
+		s.serving(0)
+		c.Option = "device"
+		s.next(c)
+		addr = local(t, addr)
+		a := s.under(addr, func() {
+			if reason := s.mustFail(control.ReloadRequest{}); !strings.Contains(reason, "on device lo") {
+				t.Errorf("reason %q", reason)
+			}
+		})
+		noLoss(t, a.close)
+		noLoss(t, a.keepAlive)
+	})
 }

@@ -64,6 +64,10 @@ func (s *sockets) bind(b intercept.Bind) error {
 	if b.Network == "udp" && (!s.wantsDatagrams(a) || b.Socket == nil) {
 		return nil
 	}
+	if err := reuse.RefuseDevice(a, b.Device); err != nil {
+		s.refuse(err)
+		return fmt.Errorf("%w: %w", syscall.EOPNOTSUPP, err)
+	}
 	s.joining.Lock()
 	defer s.joining.Unlock()
 	m, err := s.join(a, b.UID)
