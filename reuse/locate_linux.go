@@ -310,10 +310,15 @@ func members(diag *sockdiag.Conn, a Address) (map[uint64]uint32, error) {
 	if err != nil {
 		return nil, err
 	}
+	zone, _ := zoneIndex(a.AddrPort.Addr().Zone())
 	m := map[uint64]uint32{}
+	var group []sockdiag.Socket
 	for _, s := range sockets {
 		if s.Local.Addr().WithZone("") != a.AddrPort.Addr().WithZone("") || s.Inode == 0 {
 			continue
+		}
+		if zone != 0 && s.Interface != zone && s.Interface != hiddenIndex {
+			continue // the same link-local address of another device
 		}
 		if a.Network == "udp" && s.Remote.Port() != 0 {
 			continue // connected: lookups prefer it, it is in no group
@@ -322,8 +327,9 @@ func members(diag *sockdiag.Conn, a Address) (map[uint64]uint32, error) {
 			continue // binding it to a device took it out of its group (udp_lib_rehash)
 		}
 		m[s.Inode] = s.Drops
+		group = append(group, s)
 	}
-	return m, nil
+	return m, oneDevice(a, group)
 }
 
 // sendLocator sends one packet that the locator clause gives to a place.

@@ -19,6 +19,7 @@ import (
 	"overlap/lifecycle/launcher"
 	"overlap/lifecycle/owner"
 	"overlap/lifecycle/state"
+	"overlap/reuse"
 )
 
 // All words that overlap says to a person, but for the events of the log and the help.
@@ -159,6 +160,8 @@ func explain(err error) (text, hint string, code int) {
 		// The table says it.
 	case errors.Is(err, lifecycle.ErrStranger):
 		hint = "listen elsewhere, or end that process first: " + elsewhere
+	case errors.Is(err, reuse.ErrDevice):
+		hint = "see the device's addresses, and listen on one of them: ip address"
 	case errors.Is(err, lifecycle.ErrOverlap):
 		hint = "listen on the same address, or end the service first: overlap stop " + name
 	case errors.Is(err, lifecycle.ErrOther):

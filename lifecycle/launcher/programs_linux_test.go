@@ -34,6 +34,7 @@ type programConfig struct {
 	Workers  int      // processes, each with a socket of its own; one that ends is started again
 	Reopen   bool     // at SIGUSR2 it listens anew, and closes the old listener a moment later
 	Share    bool     // it sets SO_REUSEPORT itself
+	Option   string   // what it does to its sockets: see setOption
 	User     int      // who it becomes before it listens, where that is not 0
 	UDP      []string // addresses that it binds, and does not read from
 	Fail     string   // "late": not healthy for a second; "unhealthy", "crash early", "crash in check", "hang", "never"
@@ -149,11 +150,14 @@ func (c programConfig) listen(lc net.ListenConfig) (all []net.Listener, err erro
 		return []net.Listener{ln}, err
 	}
 	for _, addr := range slices.Repeat(c.Listen, max(c.Sockets, 1)) {
-		network := "tcp"
+		network := c.network(addr)
 		if c.Families {
 			network = "tcp4"
 		}
 		ln, err := lc.Listen(context.Background(), network, addr)
+		if err == nil {
+			err = c.optionLater(ln)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -193,6 +197,7 @@ func (c programConfig) serve() error {
 	if err := c.bindDatagrams(); err != nil {
 		return err
 	}
+	lc.Control = c.withOption(lc.Control)
 	all, err := c.listen(lc)
 	if err != nil {
 		return err

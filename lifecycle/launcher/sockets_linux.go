@@ -65,6 +65,10 @@ func (s *sockets) bind(b intercept.Bind) error {
 	if b.Network == "udp" && (!s.wantsDatagrams(a) || b.Socket == nil) {
 		return nil
 	}
+	if err := reuse.RefuseDevice(a, b.Device); err != nil {
+		s.refuse(err)
+		return fmt.Errorf("%w: %w", syscall.EOPNOTSUPP, err)
+	}
 	s.joining.Lock()
 	defer s.joining.Unlock()
 	m, err := s.join(a, b.UID)
@@ -81,6 +85,7 @@ func (s *sockets) bind(b intercept.Bind) error {
 			return err
 		}
 	}
+	b.Steered()
 	s.mu.Lock()
 	s.pending[b.Inode] = pending{m, b.PID, b.FD, time.Now()}
 	s.mu.Unlock()

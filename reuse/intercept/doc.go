@@ -6,10 +6,13 @@
 // The invariant: the program is unchanged. It makes the same system calls with
 // the same arguments on its own sockets and gets the same answers; what the
 // launcher holds is a copy of a descriptor for the length of one call, closed
-// before the program goes on (but for [Options.Keep]). Two answers differ, and only these: a socket of
+// before the program goes on (but for [Options.Keep]). Three answers differ, and only these: a socket of
 // IPPROTO_MPTCP is refused with EPROTONOSUPPORT (steering cannot be attached to
-// one, and programs that ask for it fall back to TCP), and a bind that
-// [Options.Bind] refuses fails with the error it names.
+// one, and programs that ask for it fall back to TCP), a bind that
+// [Options.Bind] refuses fails with the error it names, and a program that would
+// steer a TCP port by itself (SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF), or
+// a UDP port of which [Bind.Steered] spoke, is told that it does, and nothing happens:
+// a group has one steering program, and the last one to come has it.
 //
 // # How
 //
@@ -31,7 +34,11 @@
 //     and the socket belongs to the launcher's user. What must not be set on every
 //     socket is set at bind(2), where the launcher may read the program's memory
 //     and /proc/PID/fd, which Docker's profile allows: by a copy that is kept from
-//     socket(2) on ([Options.Keep]), found again by its inode.
+//     socket(2) on ([Options.Keep]), found again by its inode. A stream socket should not
+//     be kept: until the copy is closed, the program's close(2) sends no FIN. So
+//     what decides about its group and can't be seen from outside, IPV6_V6ONLY and
+//     SO_BINDTODEVICE, is read when the program sets it: one more wake-up for each
+//     IPv6 socket of programs that set the former on each (Go's and Java's do).
 //
 // # Limits
 //
@@ -39,10 +46,10 @@
 //     memory, and the kernel reads it once more after the launcher's answer; a
 //     program that wants to can change it in between (seccomp_unotify(2), NOTES).
 //     Calls of another architecture (i386 and x32 on x86-64, 32-bit Arm on arm64)
-//     are let through untouched, and so is io_uring's bind.
+//     are let through untouched, and so are io_uring's bind and setsockopt.
 //   - When the launcher dies, or closes its [Tap], each later intercepted call of
-//     the program fails with ENOSYS. With Fetch these are its later binds; with
-//     Make all its later IPv4 and IPv6 sockets. Make is therefore chosen by itself
+//     the program fails with ENOSYS. With Fetch these are its later binds, and
+//     attempts to steer; with Make all its later IPv4 and IPv6 sockets. Make is therefore chosen by itself
 //     only where the program ends with the launcher.
 //   - A process has at most one filter with notifications. Where one is in force
 //     already, Start returns [ErrNested].

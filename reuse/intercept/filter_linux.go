@@ -3,6 +3,7 @@ package intercept
 import (
 	"fmt"
 	"runtime"
+	"slices"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -37,6 +38,9 @@ func auditArch() (uint32, bool) {
 // what goes on nothing: the kernel sees beforehand which calls the program lets
 // through whatever their arguments, and skips it for them (Linux 5.11).
 //
+// With bind(2) go the options of setsockopt(2) that decide about the socket's group,
+// as far as they can't be read at the bind: see optionFilter.
+//
 // A bind with an address too short for IPv4 (netlink's has 12 bytes) is not
 // notified. x32 calls have a bit in their number that makes them differ from
 // the native ones.
@@ -64,6 +68,9 @@ func program(arch uint32, bind, socket bool) []bpf.Instruction {
 			ret(allow),
 			ret(notify),
 		)
+		options := optionFilter(socket)
+		p = append(p, bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.SYS_SETSOCKOPT, SkipFalse: uint8(len(options))})
+		p = append(p, options...)
 	}
 	p = append(p,
 		equal(unix.SYS_SOCKET, 1),
@@ -91,6 +98,30 @@ func program(arch uint32, bind, socket bool) []bpf.Instruction {
 		)
 	}
 	return append(p, ret(allow))
+}
+
+// optionFilter is the part for setsockopt(2). All of its calls run the program now, 22 ns more each here
+// (BenchmarkOption).
+func optionFilter(made bool) []bpf.Instruction {
+	allow := bpf.RetConstant{Val: uint32(unix.SECCOMP_RET_ALLOW)}
+	notify := bpf.RetConstant{Val: uint32(unix.SECCOMP_RET_USER_NOTIF)}
+	is := func(names []uint32) []bpf.Instruction {
+		p := []bpf.Instruction{argument(2)}
+		for i, name := range names {
+			p = append(p, bpf.JumpIf{Cond: bpf.JumpEqual, Val: name, SkipTrue: uint8(len(names) - i)})
+		}
+		return append(p, allow, notify)
+	}
+	level := func(v uint32, then []bpf.Instruction) []bpf.Instruction {
+		return append([]bpf.Instruction{bpf.JumpIf{Cond: bpf.JumpEqual, Val: v, SkipFalse: uint8(len(then))}}, then...)
+	}
+	p := []bpf.Instruction{argument(1)}
+	names := steeringOptions
+	if made {
+		p = append(p, level(unix.IPPROTO_IPV6, is([]uint32{unix.IPV6_V6ONLY}))...)
+		names = slices.Concat(names, deviceOptions)
+	}
+	return append(append(p, level(unix.SOL_SOCKET, is(names))...), allow)
 }
 
 // sockTypeMask parts a socket's type from its flags (linux/net.h).

@@ -68,8 +68,11 @@ type Bind struct {
 	Addr netip.AddrPort
 	// Family is the socket's domain, AF_INET or AF_INET6.
 	Family int
-	// V6Only is the socket's IPV6_V6ONLY. It is not known without Socket: false.
+	// V6Only is the socket's IPV6_V6ONLY.
 	V6Only bool
+	// Device is the index of the network device that the socket is bound to
+	// (SO_BINDTODEVICE), 0 for none.
+	Device int
 	// Socket is a copy of the program's socket. It is closed when the callback
 	// returns. Its file status flags are the program's own: do not change
 	// O_NONBLOCK. In Make mode it is nil but for a first bind of what
@@ -81,6 +84,18 @@ type Bind struct {
 	Inode uint64
 	// UID is the user that the socket belongs to, as the launcher sees it.
 	UID int
+
+	tap *Tap
+}
+
+// Steered says, during the callback, that the launcher steers the group of a UDP socket. From now on the
+// program can't take that away: when it attaches a program of its own to this socket, or detaches one
+// (SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF, SO_DETACH_REUSEPORT_BPF), it is told that it
+// worked and nothing happens. With a TCP socket it never does, before its bind neither.
+func (b Bind) Steered() {
+	if b.tap != nil {
+		b.tap.steer(b.Inode)
+	}
 }
 
 // Options say what the launcher does at the program's calls. The zero value

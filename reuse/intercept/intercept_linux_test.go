@@ -35,7 +35,7 @@ type record struct {
 
 func (r *record) bind(b Bind) error {
 	err := share(b)
-	b.Socket = nil
+	b.Socket, b.tap = nil, nil
 	r.Lock()
 	defer r.Unlock()
 	r.binds = append(r.binds, b)
@@ -344,6 +344,7 @@ func TestMakeMode(t *testing.T) {
 			}
 			r.Lock()
 			defer r.Unlock()
+			b.tap = nil
 			r.binds = append(r.binds, b)
 			return nil
 		},
@@ -711,6 +712,16 @@ func TestFilter(t *testing.T) {
 		{arch, unix.SYS_SOCKET, [3]uint32{unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP}, refuse, refuse, refuse},
 		{arch, unix.SYS_SOCKET, [3]uint32{unix.AF_INET6, unix.SOCK_STREAM, unix.IPPROTO_MPTCP}, refuse, refuse, refuse},
 		{other, unix.SYS_SOCKET, [3]uint32{unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP}, allow, allow, allow},
+		{arch, unix.SYS_SETSOCKOPT, [3]uint32{3, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF}, notify, notify, allow},
+		{arch, unix.SYS_SETSOCKOPT, [3]uint32{3, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_EBPF}, notify, notify, allow},
+		{arch, unix.SYS_SETSOCKOPT, [3]uint32{3, unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF}, notify, notify, allow},
+		{arch, unix.SYS_SETSOCKOPT, [3]uint32{3, unix.SOL_SOCKET, unix.SO_BINDTODEVICE}, notify, allow, allow},
+		{arch, unix.SYS_SETSOCKOPT, [3]uint32{3, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX}, notify, allow, allow},
+		{arch, unix.SYS_SETSOCKOPT, [3]uint32{3, unix.SOL_SOCKET, unix.IPV6_V6ONLY}, allow, allow, allow}, // SO_ATTACH_FILTER
+		{arch, unix.SYS_SETSOCKOPT, [3]uint32{3, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY}, notify, allow, allow},
+		{arch, unix.SYS_SETSOCKOPT, [3]uint32{3, unix.IPPROTO_IPV6, unix.SO_ATTACH_REUSEPORT_CBPF}, allow, allow, allow},
+		{arch, unix.SYS_SETSOCKOPT, [3]uint32{3, unix.IPPROTO_TCP, unix.SO_BINDTODEVICE}, allow, allow, allow},
+		{other, unix.SYS_SETSOCKOPT, [3]uint32{3, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF}, allow, allow, allow},
 	} {
 		// The machine of package bpf loads in network order, the kernel in the
 		// host's; the words are laid out for the former.

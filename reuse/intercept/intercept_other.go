@@ -40,6 +40,8 @@ func (t *Tap) NoNewPrivs() bool { return false }
 // Mode returns Off.
 func (t *Tap) Mode() Mode { return Off }
 
+func (t *Tap) steer(uint64) {}
+
 // Close closes Done.
 func (t *Tap) Close() error {
 	t.once.Do(func() { close(t.done) })

@@ -182,6 +182,16 @@ func testVerb(verb []string) (answer string, keep any) {
 			unix.Close(fd)
 		}
 		return "ok", nil
+	case "bench-option": // bench-option N: an option that nobody looks at
+		n, _ := strconv.Atoi(verb[1])
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+		for range n {
+			err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1))
+		}
+		unix.Close(fd)
+		return errnoText(err), nil
+	case "option": // option NAME NETWORK ADDRESS: set it, bind, then steer
+		return bindWithOption(verb[1], verb[2], verb[3]), nil
 	case "hang": // until killed
 		fmt.Println(os.Getpid())
 		for {
@@ -208,6 +218,47 @@ func testVerb(verb []string) (answer string, keep any) {
 func workingDirectory() string {
 	dir, _ := os.Getwd()
 	return dir
+}
+
+// bindWithOption makes a socket, sets an option, binds it, and detaches the steering program that there is none
+// of: EINVAL for a socket that does not share its port (net/core/sock_reuseport.c, reuseport_detach_prog).
+func bindWithOption(option, network, address string) string {
+	typ := unix.SOCK_STREAM
+	if network == "udp" {
+		typ = unix.SOCK_DGRAM
+	}
+	addr := netip.MustParseAddrPort(address)
+	domain, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()})
+	if addr.Addr().Is4() {
+		domain, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
+	}
+	fd, err := unix.Socket(domain, typ, 0)
+	if err != nil {
+		return errnoText(err)
+	}
+	defer unix.Close(fd)
+	const loopback = 1
+	switch option {
+	case "v6only":
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	case "dual":
+		err = errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1), unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0))
+	case "device":
+		err = unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo")
+	case "index":
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, loopback)
+	case "none":
+		err = unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "")
+	case "wrong":
+		errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1),
+			unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "nowhere"))
+		_, _, err = unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 8, 4, 0)
+	}
+	set := errnoText(err)
+	if err := unix.Bind(fd, sa); err != nil {
+		return errnoText(err)
+	}
+	return set + " " + errnoText(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF, 0))
 }
 
 // bindRaw makes and binds a socket that stays open.

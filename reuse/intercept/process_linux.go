@@ -132,6 +132,7 @@ func describe(fd int, b *Bind) (ok bool) {
 		return false
 	}
 	b.V6Only = b.Family == unix.AF_INET6 && option(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY) == 1
+	b.Device = max(0, option(unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)) // Linux 5.1
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return false
@@ -141,29 +142,11 @@ func describe(fd int, b *Bind) (ok bool) {
 }
 
 // describeFromOutside does the same with what /proc tells of descriptor fd of
-// thread tid, which takes less access than a copy of it. The kernel names a
-// socket's protocol in an extended attribute (net/socket.c, sockfs_xattr_get).
+// thread tid, which takes less access than a copy of it, but for the socket's options.
 func describeFromOutside(tid, fd int, b *Bind) (ok bool, err error) {
-	path := fmt.Sprintf("/proc/%d/fd/%d", tid, fd)
-	name := make([]byte, 32)
-	n, err := unix.Getxattr(path, "system.sockprotoname", name)
-	if err == unix.ENOTSUP || err == unix.ENODATA || err == unix.ENOENT {
-		return false, nil // not a socket
-	}
-	if err != nil {
-		return false, &os.PathError{Op: "getxattr", Path: path, Err: err}
-	}
-	switch string(bytes.TrimRight(name[:n], "\x00")) {
-	case "TCP":
-		b.Network, b.Family = "tcp", unix.AF_INET
-	case "TCPv6":
-		b.Network, b.Family = "tcp", unix.AF_INET6
-	case "UDP":
-		b.Network, b.Family = "udp", unix.AF_INET
-	case "UDPv6":
-		b.Network, b.Family = "udp", unix.AF_INET6
-	default:
-		return false, nil
+	path := pathOf(tid, fd)
+	if b.Network, b.Family, err = protocol(path); err != nil || b.Network == "" {
+		return false, err
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -171,6 +154,32 @@ func describeFromOutside(tid, fd int, b *Bind) (ok bool, err error) {
 	}
 	b.Inode, b.UID = st.Ino, int(st.Uid)
 	return true, nil
+}
+
+func pathOf(tid, fd int) string { return fmt.Sprintf("/proc/%d/fd/%d", tid, fd) }
+
+// protocol returns the network and the family of a descriptor in /proc, or "" where it is neither a TCP nor
+// a UDP socket. The kernel names a socket's protocol in an extended attribute (net/socket.c, sockfs_xattr_get).
+func protocol(path string) (network string, family int, err error) {
+	name := make([]byte, 32)
+	n, err := unix.Getxattr(path, "system.sockprotoname", name)
+	if err == unix.ENOTSUP || err == unix.ENODATA || err == unix.ENOENT {
+		return "", 0, nil // not a socket
+	}
+	if err != nil {
+		return "", 0, &os.PathError{Op: "getxattr", Path: path, Err: err}
+	}
+	switch string(bytes.TrimRight(name[:n], "\x00")) {
+	case "TCP":
+		return "tcp", unix.AF_INET, nil
+	case "TCPv6":
+		return "tcp", unix.AF_INET6, nil
+	case "UDP":
+		return "udp", unix.AF_INET, nil
+	case "UDPv6":
+		return "udp", unix.AF_INET6, nil
+	}
+	return "", 0, nil
 }
 
 // sameNetwork says whether thread tid is in this process's network namespace;

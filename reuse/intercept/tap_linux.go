@@ -25,6 +25,11 @@ type Tap struct {
 	closing  atomic.Bool
 	once     sync.Once // closes done where there is no filter
 	kept     kept
+
+	// Of the goroutine that serves:
+	set     recent[settings] // in Make mode
+	steered recent[bool]     // sockets of which Bind.Steered spoke
+	left    sync.Once        // says that an attempt to steer had no effect
 }
 
 // newTap takes over listener and begins to answer.
@@ -177,6 +182,12 @@ func (t *Tap) serve() {
 			if verdict, answered := t.socket(c); !answered {
 				c.answer(verdict)
 			}
+		case unix.SYS_SETSOCKOPT:
+			if t.option(c) {
+				c.send(response{ID: c.n.ID}) // 0: it worked
+			} else {
+				c.answer(goOn)
+			}
 		default:
 			c.answer(goOn)
 		}
@@ -256,7 +267,7 @@ func (t *Tap) bind(c call) syscall.Errno {
 	if tid == 0 {
 		return missed(errors.New("the process is not visible from the launcher's PID namespace"))
 	}
-	b := Bind{FD: fd}
+	b := Bind{FD: fd, tap: t}
 	copied := -1
 	if t.mode == Make {
 		// Whatever becomes of this bind, the copy is kept no longer.
@@ -291,6 +302,15 @@ func (t *Tap) bind(c call) syscall.Errno {
 	case t.mode == Make:
 		if ok, err = describeFromOutside(tid, fd, &b); err != nil {
 			return missed(err)
+		}
+		set := t.set.of[b.Inode]
+		b.Device = set.device
+		switch {
+		case b.Family != unix.AF_INET6:
+		case set.v6only != nil:
+			b.V6Only = *set.v6only
+		default:
+			b.V6Only = madeV6Only()
 		}
 	default:
 		if copied, err = fetch(tid, b.PID, fd); errors.Is(err, unix.EBADF) {
