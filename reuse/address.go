@@ -20,6 +20,8 @@ type Address struct {
 	// V6Only is true where a socket on an IPv6 address gets no IPv4 (always so for an
 	// address that is not the wildcard).
 	V6Only bool
+
+	way netip.Addr // what Local is where another socket has the usual one; see through
 }
 
 // ParseAddress resolves network ("tcp", "tcp4", "tcp6", "udp", "udp4", "udp6") and addr
@@ -134,7 +136,10 @@ func ExactAddress(network, addr string, v6only bool) (Address, error) {
 // address for a wildcard.
 func (a Address) Local() netip.AddrPort {
 	ip := a.AddrPort.Addr()
-	if ip.IsUnspecified() {
+	switch {
+	case a.way.IsValid():
+		ip = a.way
+	case ip.IsUnspecified():
 		ip = netip.IPv6Loopback()
 		if a.Is4() || !a.V6Only && !hasLoopback6() {
 			ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})

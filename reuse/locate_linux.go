@@ -57,8 +57,15 @@ func population(a Address) (int, error) {
 // locateOnce tells the places apart by how many packets each was sent, or, where clients' packets
 // are dropped at the same time, one after the other.
 func locateOnce(diag *sockdiag.Conn, a Address) ([]uint64, error) {
-	before, err := members(diag, a)
+	there, err := onPort(diag, a)
 	if err != nil {
+		return nil, err
+	}
+	before, err := membersAmong(there, a)
+	if err != nil {
+		return nil, err
+	}
+	if a, err = through(diag, a, there); err != nil {
 		return nil, err
 	}
 	n := len(before)
@@ -302,14 +309,22 @@ func keys(m map[uint64]uint32) []uint64 {
 // members are the sockets of the address's group, with their drops: hidden TCP listeners are among
 // them, hidden UDP sockets not.
 func members(diag *sockdiag.Conn, a Address) (map[uint64]uint32, error) {
-	list := diag.Listeners
-	if a.Network == "udp" {
-		list = diag.Datagrams
-	}
-	sockets, err := list(a.AddrPort.Port(), a.Family())
+	there, err := onPort(diag, a)
 	if err != nil {
 		return nil, err
 	}
+	return membersAmong(there, a)
+}
+
+// onPort are the sockets of the address's port and family.
+func onPort(diag *sockdiag.Conn, a Address) ([]sockdiag.Socket, error) {
+	if a.Network == "udp" {
+		return diag.Datagrams(a.AddrPort.Port(), a.Family())
+	}
+	return diag.Listeners(a.AddrPort.Port(), a.Family())
+}
+
+func membersAmong(sockets []sockdiag.Socket, a Address) (map[uint64]uint32, error) {
 	zone, _ := zoneIndex(a.AddrPort.Addr().Zone())
 	m := map[uint64]uint32{}
 	var group []sockdiag.Socket

@@ -20,6 +20,7 @@ func inode(int) (uint64, error)                      { return 0, ErrNoSteering }
 func newPlaceholder(Address, int) (int, error)       { return -1, ErrNoSteering }
 func closeFD(int)                                    {}
 func locate(Address) ([]uint64, error)               { return nil, ErrNoSteering }
+func reachable(a Address) (Address, error)           { return a, nil }
 func population(Address) (int, error)                { return 0, ErrNoSteering }
 func bindProbe(int, Address) (netip.AddrPort, error) { return netip.AddrPort{}, ErrNoSteering }
 

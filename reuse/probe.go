@@ -28,7 +28,10 @@ func (m *Member) othersLocked() []int {
 func (m *Member) DialProbe(ctx context.Context) (net.Conn, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	a := m.addr
+	a, err := reachable(m.addr)
+	if err != nil {
+		return nil, err
+	}
 	if !steering {
 		return (&net.Dialer{}).DialContext(ctx, a.Network, a.Local().String())
 	}

@@ -189,26 +189,45 @@ func TestParentLeaves(t *testing.T) {
 	}
 }
 
-// TestFamilies: a program that listens on 0.0.0.0 and, because the port is shared, on all of [::] too is
-// handed over with both.
+// TestFamilies: a program that listens on a wildcard and, because the port is shared, on all of the other
+// family too, or on one of its addresses beside, is handed over with all of them.
 func TestFamilies(t *testing.T) {
-	t.Parallel()
-	port := ""
-	s, _, _ := polite(t, func(_ *service, c *programConfig) {
-		_, port, _ = net.SplitHostPort(c.Listen[0])
-		c.Listen, c.Families = []string{"0.0.0.0:" + port}, true
-	})
-	s.mustAsk("[::1]:"+port, 1) // it comes a moment after the first, by which the program is ready
-	a := s.under("[::1]:"+port, func() {
-		for range 5 {
-			g := s.reload().To
-			s.mustAsk("[::1]:"+port, g)
-			s.mustAsk("127.0.0.1:"+port, g)
-		}
-	})
-	noLoss(t, a.close)
-	if a.close.Delayed > 0 {
-		t.Errorf("%d requests were delayed", a.close.Delayed)
+	for _, c := range []struct {
+		listen   []string
+		families bool
+		reached  []string
+	}{
+		{[]string{"0.0.0.0"}, true, []string{"::1", "127.0.0.1"}},
+		{[]string{"0.0.0.0", "127.0.0.1"}, true, []string{"127.0.0.1", "127.0.0.2", "::1"}},
+		{[]string{"127.0.0.1", "0.0.0.0"}, true, []string{"127.0.0.2", "127.0.0.1", "::1"}},
+		{[]string{"::", "::1"}, false, []string{"::1", "127.0.0.1"}},
+	} {
+		t.Run(strings.Join(c.listen, " and "), func(t *testing.T) {
+			t.Parallel()
+			port := ""
+			s, _, _ := polite(t, func(_ *service, p *programConfig) {
+				_, port, _ = net.SplitHostPort(p.Listen[0])
+				p.Listen, p.Families = nil, c.families
+				for _, host := range c.listen {
+					p.Listen = append(p.Listen, net.JoinHostPort(host, port))
+				}
+			})
+			for _, host := range c.reached { // what comes a moment after the first, by which the program is ready
+				s.mustAsk(net.JoinHostPort(host, port), 1)
+			}
+			a := s.under(net.JoinHostPort(c.reached[0], port), func() {
+				for range 5 {
+					g := s.reload().To
+					for _, host := range c.reached {
+						s.mustAsk(net.JoinHostPort(host, port), g)
+					}
+				}
+			})
+			noLoss(t, a.close)
+			if a.close.Delayed > 0 {
+				t.Errorf("%d requests were delayed", a.close.Delayed)
+			}
+		})
 	}
 }
 

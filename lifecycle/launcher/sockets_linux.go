@@ -86,6 +86,8 @@ func (s *sockets) bind(b intercept.Bind) error {
 		}
 	}
 	b.Steered()
+	// It may listen before it is a member's, while the program binds another that overlaps it.
+	s.g.owner.Claim(b.Inode)
 	s.mu.Lock()
 	s.pending[b.Inode] = pending{m, b.PID, b.FD, time.Now()}
 	s.mu.Unlock()

@@ -82,6 +82,7 @@ func (o *Owner) list() []*address {
 // Dial connects to one of the generation's own addresses and reaches this generation, and to
 // every other address in the ordinary way. It is the health checks' way in.
 func (o *Owner) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	var wider *reuse.Member // a wildcard, or another family's localhost
 	for _, a := range o.list() {
 		if a.unix != nil {
 			if network == "unix" && addr == a.path {
@@ -89,9 +90,17 @@ func (o *Owner) Dial(ctx context.Context, network, addr string) (net.Conn, error
 			}
 			continue
 		}
-		if at := a.member.Address(); at.Network == baseNetwork(network) && reaches(at, addr) {
+		at := a.member.Address()
+		switch {
+		case at.Network != baseNetwork(network) || a.coming(): // what is bound since is not settled
+		case at.AddrPort.String() == addr:
 			return a.member.DialProbe(ctx)
+		case wider == nil && reaches(at, addr):
+			wider = a.member
 		}
+	}
+	if wider != nil {
+		return wider.DialProbe(ctx)
 	}
 	return (&net.Dialer{}).DialContext(ctx, network, addr)
 }
