@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -52,8 +53,13 @@ func (p *program) app() *urfave.App {
 		Writer:         p.stdout,
 		ErrWriter:      p.stderr,
 		ExitErrHandler: func(*urfave.Context, error) {}, // Main returns the code
-		OnUsageError:   wrongUsage,
-		Before:         p.begin,
+		OnUsageError: func(c *urfave.Context, err error, sub bool) error {
+			if errors.Is(err, flag.ErrHelp) { // --help is the library's only where the command help is too
+				return urfave.ShowAppHelp(c)
+			}
+			return wrongUsage(c, err, sub)
+		},
+		Before: p.begin,
 		Flags: []urfave.Flag{
 			&urfave.StringFlag{Name: "state-dir", Usage: "where services are found: `DIR`", DefaultText: "the usual places"},
 			&urfave.StringFlag{Name: "log-format", Value: "text", Usage: "how events are written to stderr: `text|json`"},

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/signal"
 	"syscall"
 
 	urfave "github.com/urfave/cli/v2"
@@ -117,18 +116,7 @@ func oneName(c *urfave.Context, args []string) (string, error) {
 
 // interruptible is a context that ends at Ctrl-C or SIGTERM.
 func interruptible(parent context.Context) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(parent)
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	done := make(chan struct{})
-	go func() {
-		select {
-		case <-signals:
-			cancel(errInterrupted)
-		case <-done:
-		}
-	}()
-	return ctx, func() { signal.Stop(signals); close(done); cancel(nil) }
+	return endedBy(parent, syscall.SIGINT, syscall.SIGTERM)
 }
 
 // print writes JSON to stdout, one line.
