@@ -20,6 +20,8 @@ const (
 	// fewestThreads, and one for each processor, but for many: a launcher was seen to need 11 on two.
 	fewestThreads  = 10
 	mostProcessors = 8
+	// fewestProcessors there are while a command starts: see StartCommand.
+	fewestProcessors = 2
 	// spareThreads are made at a time.
 	spareThreads = 4
 	// roomThreads is what the runtime may make more meanwhile.
@@ -58,7 +60,7 @@ func spendThreadLocked() error {
 	if have == 0 {
 		return nil // without /proc it can't be seen
 	}
-	fewest := fewestThreads + min(runtime.GOMAXPROCS(0), mostProcessors)
+	fewest := fewestThreads + min(max(runtime.GOMAXPROCS(0), fewestProcessors), mostProcessors)
 	if have > fewest {
 		return nil
 	}
