@@ -194,6 +194,10 @@ func TestJobControl(t *testing.T) {
 		foreground(shell.cmd.Process.Pid)
 		typed("bg\n")
 		answers()
+		p.must("overlap", "reload", "--wait", "drained", "web") // the terminal stays the shell's
+		if program, err = strconv.Atoi(strings.TrimSpace(p.answer(port))); err != nil {
+			t.Fatal(err)
+		}
 		foreground(shell.cmd.Process.Pid)
 		typed("fg\n")
 		foreground(group)
