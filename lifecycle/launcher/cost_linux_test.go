@@ -12,11 +12,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"overlap/lifecycle/bench"
 	"overlap/lifecycle/control"
 )
 
@@ -257,41 +255,4 @@ func BenchmarkRun(b *testing.B) {
 			b.ReportMetric(float64(memory(b, pid, "VmRSS"))/1024, "rss-at-rest-MB")
 		})
 	}
-}
-
-// BenchmarkServe compares requests a second of a program under a launcher with those of the
-// same program alone, turn by turn.
-func BenchmarkServe(b *testing.B) {
-	s, addr, _ := polite(b)
-	bare := free(b, "tcp", "127.0.0.1")
-	write(b, filepath.Join(s.root, "bare.json"), programConfig{Kind: "plain", Listen: []string{bare}})
-	cmd := exec.Command(s.exe, "program", filepath.Join(s.root, "bare.json"))
-	cmd.Env = append(os.Environ(), envRoot+"="+s.root)
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	defer cmd.Wait()
-	defer cmd.Process.Signal(syscall.SIGKILL)
-	eventually(b, func() error { _, _, err := get(bare, "/"); return err })
-	var ratios []float64
-	rate := func(addr string) float64 {
-		l := bench.Load{Address: addr, Clients: 16, Mode: bench.KeepAlive, Duration: 300 * time.Millisecond}
-		r, err := l.Run(context.Background(), nil)
-		if err != nil {
-			b.Fatal(err)
-		}
-		return r.PerSecond
-	}
-	for b.Loop() {
-		var launched, alone []float64
-		for range 5 {
-			launched = append(launched, rate(addr))
-			alone = append(alone, rate(bare))
-		}
-		slices.Sort(launched)
-		slices.Sort(alone)
-		ratios = append(ratios, launched[2]/alone[2])
-	}
-	slices.Sort(ratios)
-	b.ReportMetric(ratios[len(ratios)/2], "ratio")
 }

@@ -48,6 +48,10 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "overlap" {
 		os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr))
 	}
+	if len(os.Args) > 2 && os.Args[1] == "filtered" {
+		fmt.Fprintln(os.Stderr, execFiltered(os.Args[2:]))
+		os.Exit(96)
+	}
 	if path := os.Getenv(envLauncher); path != "" {
 		os.Unsetenv(envLauncher)
 		os.Exit(launch(path))
