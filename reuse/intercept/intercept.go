@@ -118,8 +118,9 @@ type Options struct {
 	// the call only. Its errors are treated as Bind's.
 	Made func(socket *os.File, domain, typ int) error
 	// Keep says, in Make mode, of which made sockets Bind gets a copy. It is
-	// kept from socket(2) to bind(2), for 2 s at most, and the newest 64:
-	// until then it outlives a close. nil means none.
+	// kept from socket(2) to bind(2), or until a moment after the kernel gave the
+	// socket a port without one, for 2 s at most, and the newest 64: until then
+	// it outlives a close. nil means none.
 	Keep func(domain, typ int) bool
 	// ParentDeath has the kernel kill the program (SIGKILL; not its children)
 	// when the launcher dies: prctl(2), PR_SET_PDEATHSIG. It takes the launcher

@@ -8,14 +8,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bounds of what is kept. A program binds a server's socket right after it has made it. One that
-// goes without a bind (a client's) outlives the program's close until then.
+// Bounds of what is kept. A program binds a server's socket right after it has made it. A client's, which
+// goes without a bind, gets its port at the first connect(2) or sendto(2), and is let go at the next
+// look; until then it outlives the program's close. The looks are firstLook after its making, then twice
+// as long after it each time.
 const (
-	keepTime = 2 * time.Second
-	maxKept  = 64
+	firstLook = time.Millisecond
+	keepTime  = 2 * time.Second
+	maxKept   = 64
 )
 
-// kept are copies of sockets that were made for the program and that it has not bound yet, by
+// kept are copies of sockets that were made for the program and that are not bound yet, by
 // inode: the only way to set an option on them at bind(2) where the program's descriptors
 // can't be copied.
 type kept struct {
@@ -49,13 +52,39 @@ func (k *kept) put(fd int) {
 	}
 	k.fds[st.Ino] = copied
 	k.order = append(k.order, st.Ino)
-	time.AfterFunc(keepTime, func() {
+	k.lookIn(firstLook, st.Ino, copied, firstLook)
+}
+
+// lookIn looks after a time at the copy of a socket that was made age ago by then, and lets go of it where it
+// is of no use any more.
+func (k *kept) lookIn(wait time.Duration, ino uint64, copied int, age time.Duration) {
+	time.AfterFunc(wait, func() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		if k.fds[st.Ino] == copied {
-			k.dropLocked(st.Ino)
+		switch {
+		case k.fds[ino] != copied: // taken, or dropped for a newer one
+		case age >= keepTime || bound(copied):
+			k.dropLocked(ino)
+		default:
+			next := min(2*age, keepTime)
+			k.lookIn(next-age, ino, copied, next)
 		}
 	})
+}
+
+// bound says whether a socket of the Internet's has a port: bind(2) would refuse it another.
+func bound(fd int) bool {
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return false
+	}
+	switch name := name.(type) {
+	case *unix.SockaddrInet4:
+		return name.Port != 0
+	case *unix.SockaddrInet6:
+		return name.Port != 0
+	}
+	return false
 }
 
 // take returns the copy of what thread tid has as fd, -1 where there is none. It is the

@@ -116,3 +116,52 @@ func TestKept(t *testing.T) {
 		t.Errorf("something is kept after the end")
 	}
 }
+
+// A socket that has got its port from the kernel is a client's: nothing keeps it open, and its port taken, once
+// the program has closed it.
+func TestKeptLetsGoOfClients(t *testing.T) {
+	var k kept
+	defer k.close()
+	held := func(ino uint64) bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		_, ok := k.fds[ino]
+		return ok
+	}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		var fds [2]int
+		var inos [2]uint64
+		for i := range fds {
+			fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var st unix.Stat_t
+			if err := unix.Fstat(fd, &st); err != nil {
+				t.Fatal(err)
+			}
+			fds[i], inos[i] = fd, st.Ino
+		}
+		to := unix.Sockaddr(&unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, 0, 0, 1}})
+		if family == unix.AF_INET6 {
+			to = &unix.SockaddrInet6{Port: 9, Addr: [16]byte{15: 1}}
+		}
+		began := time.Now()
+		k.put(fds[0])
+		k.put(fds[1])
+		if err := unix.Connect(fds[1], to); err != nil {
+			t.Fatal(err)
+		}
+		for held(inos[1]) {
+			if time.Since(began) > keepTime/2 {
+				t.Fatalf("a connected socket is kept for %v", time.Since(began))
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if took := time.Since(began); took < keepTime/2 && !held(inos[0]) {
+			t.Errorf("a socket without a port is kept for %v only", took)
+		}
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+	}
+}
