@@ -31,7 +31,8 @@ func findTerminal() *terminal {
 	if err != nil || group != unix.Getpgrp() {
 		return nil
 	}
-	// To write, and to give the foreground away, from the background.
+	// To write, and to give the foreground away, from the background. The programs inherit it, which is meant: one that
+	// drains has lost the foreground to the next, and neither what it says (stty tostop) nor a read may stop it.
 	signal.Ignore(syscall.SIGTTOU, syscall.SIGTTIN)
 	t := &terminal{fd: fd, group: group, heard: make(chan os.Signal, 4), arrived: make(chan struct{}, 1)}
 	signal.Notify(t.heard, syscall.SIGCONT, syscall.SIGTSTP)
