@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -173,6 +174,18 @@ func TestIdle(t *testing.T) {
 		t.Errorf("%d kB of files are mapped at rest, it was %d after a reload", rest, busy)
 	}
 	s.mustAsk(addr, s.reload().To) // it comes back
+}
+
+// TestOneProcessor: the launcher's goroutines take turns on one processor, which saves a fifth of a reload's CPU
+// time; the program has those of the machine.
+func TestOneProcessor(t *testing.T) {
+	if runtime.NumCPU() == 1 {
+		t.Skip("there is one processor only")
+	}
+	t.Setenv("GODEBUG", "schedtrace=20") // Go's own account, of the launcher and of its program
+	s, _, _ := polite(t)
+	s.said("gomaxprocs=1 ")
+	s.said(fmt.Sprintf("gomaxprocs=%d ", runtime.NumCPU()))
 }
 
 // startAlone is the time a program of the tests takes from its start until it listens.
