@@ -213,7 +213,8 @@ func (g *Generation) Serve(ln net.Listener, serve func(net.Listener) error, drai
 	g.servers.add(&server{name: ln.Addr().String(), serve: func() error { return serve(ln) }, finish: drain})
 }
 
-// ServePacket is Serve for a packet connection, which is closed once its receive queue is empty.
+// ServePacket is Serve for a packet connection. Once its receive queue is empty its reads fail with net.ErrClosed;
+// writes go on until drain has returned, for the answers that are still owed.
 func (g *Generation) ServePacket(pc net.PacketConn, serve func(net.PacketConn) error, drain func(context.Context) error) {
 	g.servers.add(&server{name: pc.LocalAddr().String(), serve: func() error { return serve(pc) }, finish: drain})
 }

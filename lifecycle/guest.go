@@ -29,7 +29,7 @@ const envOwner = "OVERLAP_OWNER"
 type guest struct {
 	number  int
 	now     atomic.Value // State
-	packets []net.PacketConn
+	packets []*reuse.PacketConn
 	lns     []net.Listener
 	unix    []*reuse.UnixListener
 }
@@ -98,10 +98,11 @@ func (g *guest) listenPacket(ctx context.Context, network, addr string) (net.Pac
 		return nil, err
 	}
 	lc := net.ListenConfig{Control: reuseport.Control}
-	pc, err := lc.ListenPacket(ctx, a.Net(), a.String())
+	udp, err := lc.ListenPacket(ctx, a.Net(), a.String())
 	if err != nil {
 		return nil, err
 	}
+	pc := reuse.NewPacketConn(udp.(*net.UDPConn))
 	g.packets = append(g.packets, pc)
 	return pc, nil
 }
@@ -154,7 +155,8 @@ func (g *Generation) runGuest(ctx context.Context, sig *signals) error {
 		ln.Close()
 	}
 	for _, pc := range g.guest.packets {
-		pc.Close()
+		pc.CloseRead() // what was read is still answered
+		defer pc.Close()
 	}
 	for _, l := range g.guest.unix {
 		l.Close()

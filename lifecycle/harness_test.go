@@ -1,6 +1,7 @@
 package lifecycle_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -69,6 +70,7 @@ type config struct {
 	Delay      time.Duration // ShutdownDelay
 
 	AcceptDelay time.Duration // makes the accept queue long
+	AnswerDelay time.Duration // between a datagram and its echo
 	DeferAccept int           // seconds
 	WaitFor     string        // a file that must be there before it is ready
 
@@ -170,7 +172,8 @@ func (c config) serve() error {
 				if err != nil {
 					return err
 				}
-				g.ServePacket(pc, echoDatagrams, nil)
+				e := echoes{delay: c.AnswerDelay}
+				g.ServePacket(pc, e.serve, e.drain)
 				continue
 			}
 			ln, err := g.Listen(context.Background(), network, addr)
@@ -264,17 +267,32 @@ func talk(w http.ResponseWriter, g *lifecycle.Generation) {
 	}
 }
 
-func echoDatagrams(pc net.PacketConn) error {
+// echoes sends datagrams back, each after a time.
+type echoes struct {
+	delay time.Duration
+	owed  sync.WaitGroup
+}
+
+func (d *echoes) serve(pc net.PacketConn) error {
 	buf := make([]byte, 64<<10)
 	for {
 		n, from, err := pc.ReadFrom(buf)
 		if err != nil {
 			return err
 		}
-		if _, err := pc.WriteTo(buf[:n], from); err != nil {
-			return err
-		}
+		answer := bytes.Clone(buf[:n])
+		d.owed.Go(func() {
+			time.Sleep(d.delay)
+			if _, err := pc.WriteTo(answer, from); err != nil {
+				fmt.Fprintln(os.Stderr, "server: answer:", err)
+			}
+		})
 	}
+}
+
+func (d *echoes) drain(context.Context) error {
+	d.owed.Wait()
+	return nil
 }
 
 // slowListener takes its time before each accept.

@@ -180,11 +180,14 @@ func TestUnix(t *testing.T) {
 // TestUDP: every datagram is answered, whichever generation it reached.
 func TestUDP(t *testing.T) {
 	needLinux(t)
-	for _, sockets := range []int{1, 3} {
-		t.Run(fmt.Sprintf("%d sockets", sockets), func(t *testing.T) {
+	for _, c := range []struct {
+		sockets int
+		delay   time.Duration // answers are under way when the old generation lets go of its sockets
+	}{{1, 0}, {3, 0}, {1, 200 * time.Millisecond}, {3, 200 * time.Millisecond}} {
+		t.Run(fmt.Sprintf("%d sockets, answers after %v", c.sockets, c.delay), func(t *testing.T) {
 			t.Parallel()
-			s, _, last := startWith(t, config{Listen: []string{"udp 127.0.0.1:0", "tcp 127.0.0.1:0"}, Sockets: sockets,
-				Grace: 2 * time.Second})
+			s, _, last := startWith(t, config{Listen: []string{"udp 127.0.0.1:0", "tcp 127.0.0.1:0"}, Sockets: c.sockets,
+				Grace: 2 * time.Second, AnswerDelay: c.delay})
 			l := bench.Load{Address: s.address(0), Network: "udp", Clients: 16, Think: 200 * time.Microsecond,
 				Body: bytes.Repeat([]byte("x"), 100), Timeout: 20 * time.Second}
 			ctx, stop := context.WithCancel(context.Background())

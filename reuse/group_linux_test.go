@@ -593,7 +593,7 @@ func TestDatagrams(t *testing.T) {
 				return int(b[0])
 			}
 			old, _, oldDone := serve(1)
-			defer func() { old.Leave(); oldDone.Wait() }()
+			defer func() { old.Leave(); oldDone.Wait(); old.Release() }()
 			if err := old.Settle(nil); err != nil {
 				t.Fatal(err)
 			}
@@ -604,7 +604,7 @@ func TestDatagrams(t *testing.T) {
 				t.Fatal(n)
 			}
 			next, _, nextDone := serve(2)
-			defer func() { next.Leave(); nextDone.Wait() }()
+			defer func() { next.Leave(); nextDone.Wait(); next.Release() }()
 			if err := next.Settle(old.Inodes()); err != nil {
 				t.Fatal(err)
 			}

@@ -21,17 +21,6 @@ type Listener struct {
 // Close takes the socket out of the group and closes it; later calls do nothing.
 func (l *Listener) Close() error { return l.member.leave(l.socket) }
 
-// PacketConn is a UDP socket of a member. It is a net.UDPConn whose Close hides the socket
-// before it goes.
-type PacketConn struct {
-	*net.UDPConn
-	member *Member
-	socket *socket
-}
-
-// Close takes the socket out of the group and closes it; later calls do nothing.
-func (c *PacketConn) Close() error { return c.member.leave(c.socket) }
-
 // Listen opens a TCP listener in the member's group. It is gated: nobody but the probe
 // reaches it before [Member.Switch]. It may be called several times, for several accept queues.
 func (m *Member) Listen(ctx context.Context) (*Listener, error) {
@@ -47,33 +36,12 @@ func (m *Member) Listen(ctx context.Context) (*Listener, error) {
 		return nil, fmt.Errorf("listen on %s: %w", a, explain(err))
 	}
 	tcp := ln.(*net.TCPListener)
-	s, err := m.own(tcp, tcp.Addr().(*net.TCPAddr).AddrPort(), tcp.Close)
+	s, err := m.own(tcp, tcp.Addr().(*net.TCPAddr).AddrPort(), &socket{close: tcp.Close})
 	if err != nil {
 		tcp.Close()
 		return nil, fmt.Errorf("listen on %s: %w", a, err)
 	}
 	return &Listener{tcp, m, s}, nil
-}
-
-// ListenPacket opens a UDP socket in the member's group, gated like that of [Member.Listen].
-// Several of one generation share the datagrams by their flow.
-func (m *Member) ListenPacket(ctx context.Context) (*PacketConn, error) {
-	a := m.Address()
-	if a.Network != "udp" {
-		return nil, fmt.Errorf("listen on %s %s: not a datagram address", a.Network, a)
-	}
-	lc := net.ListenConfig{Control: control(a)}
-	pc, err := lc.ListenPacket(ctx, a.Net(), a.String())
-	if err != nil {
-		return nil, fmt.Errorf("listen on udp %s: %w", a, explain(err))
-	}
-	udp := pc.(*net.UDPConn)
-	s, err := m.own(udp, udp.LocalAddr().(*net.UDPAddr).AddrPort(), udp.Close)
-	if err != nil {
-		udp.Close()
-		return nil, fmt.Errorf("listen on udp %s: %w", a, err)
-	}
-	return &PacketConn{udp, m, s}, nil
 }
 
 // control makes a socket share its port (go-reuseport) and closes its gate before it is bound.
@@ -91,18 +59,18 @@ func control(a Address) func(network, address string, c syscall.RawConn) error {
 }
 
 // own makes a socket of this process one of the member's.
-func (m *Member) own(c syscall.Conn, at netip.AddrPort, close func() error) (*socket, error) {
+func (m *Member) own(c syscall.Conn, at netip.AddrPort, s *socket) (*socket, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{close: close, control: func(f func(fd int) error) error {
+	s.control = func(f func(fd int) error) error {
 		var inner error
 		if err := raw.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil {
 			return err
 		}
 		return inner
-	}}
+	}
 	if canSteer {
 		if err := s.control(func(fd int) (err error) { s.inode, err = inode(fd); return }); err != nil {
 			return nil, err

@@ -53,8 +53,11 @@ type socket struct {
 	// control calls f with a descriptor of the socket.
 	control func(f func(fd int) error) error
 	ungated bool // nobody could open a gate of it, so it has none
-	close   func() error
-	gone    bool
+	// close is nil where the socket is in a program's hands.
+	close func() error
+	// deafen ends the reads of a datagram socket of this process.
+	deafen func()
+	gone   bool
 }
 
 // holder is a placeholder.
@@ -620,9 +623,12 @@ func (m *Member) Recede() {
 	m.closeHoldersLocked(slices.Clone(m.holders))
 }
 
-// Leave takes the member out of the group: all its own sockets and placeholders are hidden,
+// Leave takes the member out of the group: its own listeners and placeholders are hidden,
 // and closed a grace period later, some 10 ms. What still lies in an accept queue then is reset, so
-// [AwaitBacklog] comes before it. Sockets in other hands stay.
+// [AwaitBacklog] comes before it. Listeners in other hands are hidden and stay.
+//
+// Datagram sockets stay too, where they are steered, since what was read may have to be answered and a hidden
+// socket can't send: of those of its own the reads end, and [Member.Release] closes them.
 func (m *Member) Leave() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -632,18 +638,21 @@ func (m *Member) Leave() {
 	}
 	m.closed = true
 	var leaving []*socket
+	hidden := 0
 	for _, s := range m.sockets {
-		if !s.gone && s.close != nil {
+		switch {
+		case s.gone:
+		case steering && m.addr.Network == "udp":
+			if s.deafen != nil {
+				s.deafen()
+			}
+		case s.close != nil:
 			if steering {
 				s.control(hide)
 			}
 			s.gone = true
 			leaving = append(leaving, s)
-		}
-	}
-	hidden := 0
-	for _, s := range m.sockets {
-		if !s.gone && s.close == nil && steering && s.control(hide) == nil {
+		case steering && s.control(hide) == nil:
 			hidden++ // its holder closes it
 		}
 	}
@@ -660,6 +669,16 @@ func (m *Member) Leave() {
 		s.close()
 	}
 	m.closeHoldersNowLocked()
+}
+
+// Release closes the member's own datagram sockets after [Member.Leave], once nothing is owed any more.
+func (m *Member) Release() {
+	m.mu.Lock()
+	owed := slices.DeleteFunc(slices.Clone(m.sockets), func(s *socket) bool { return s.gone || s.deafen == nil })
+	m.mu.Unlock()
+	for _, s := range owed {
+		m.leave(s)
+	}
 }
 
 func (m *Member) closeHoldersNowLocked() {

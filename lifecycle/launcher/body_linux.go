@@ -38,6 +38,12 @@ func (b *body) Linger(ctx context.Context) {
 	if left > 0 && whole.Err() == nil && !trial.PartingOff {
 		left = clients.part(whole, g.program.gone())
 	}
+	if clients.datagrams() {
+		select {
+		case <-whole.Done():
+		case <-g.program.gone():
+		}
+	}
 	g.lingered.Store(int64(left))
 }
 

@@ -31,6 +31,12 @@ func (s *sockets) connections() connections {
 	return c
 }
 
+// datagrams reports whether there may be clients without a connection. Nobody sees whether the program still owes one
+// an answer, so it gets all the time that there is.
+func (c connections) datagrams() bool {
+	return slices.ContainsFunc(c.addresses, func(a reuse.Address) bool { return a.Network == "udp" })
+}
+
 // fewSockets is how many sockets of a program are looked at one by one. With more the kernel's list
 // of all connections of the machine is the shorter way; it is a walk through its whole table.
 const fewSockets = 2000

@@ -237,14 +237,68 @@ func reached(t *testing.T, f func(t *testing.T, s *service)) {
 }
 
 // TestLossUDP: every datagram that reached the old generation is answered.
-func TestLossUDP(t *testing.T) { reached(t, lossUDP) }
+func TestLossUDP(t *testing.T) {
+	reached(t, func(t *testing.T, s *service) { lossUDP(t, s, programConfig{Kind: "udp"}) })
+}
 
-func lossUDP(t *testing.T, s *service) {
+// TestOwedAnswers: a program has the time of the stop delay to answer the datagrams that it has, as a
+// forwarder does; one with the library has what it takes.
+func TestOwedAnswers(t *testing.T) {
+	for _, kind := range []string{"udp", "udp guest"} {
+		t.Run(kind, func(t *testing.T) {
+			reached(t, func(t *testing.T, s *service) {
+				s.c.StopDelay = 2 * time.Second
+				lossUDP(t, s, programConfig{Kind: kind, Answer: 100 * time.Millisecond})
+			})
+		})
+	}
+}
+
+// TestOwedAnswersOfOrphan: the same for a program whose launcher was killed.
+func TestOwedAnswersOfOrphan(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.c.StopDelay = time.Second
 	addr := free(t, "udp", "127.0.0.1")
-	s.goProgram(programConfig{Kind: "udp", Listen: []string{addr}})
+	s.goProgram(programConfig{Kind: "udp", Answer: 200 * time.Millisecond, Listen: []string{addr}})
 	s.c.Listen = []string{"udp:" + addr}
+	first := s.start()
+	s.serving(0)
+	r := underDatagrams(t, addr, func() {
+		first.kill()
+		time.Sleep(300 * time.Millisecond)
+		s.start()
+		s.serving(1)
+		s.said("the old program is gone")
+		time.Sleep(300 * time.Millisecond)
+	})
+	noLoss(t, r)
+	if r.Requests < 50 {
+		t.Errorf("%d datagrams only", r.Requests)
+	}
+}
+
+func lossUDP(t *testing.T, s *service, c programConfig) {
+	addr := free(t, "udp", "127.0.0.1")
+	c.Listen = []string{addr}
+	s.goProgram(c)
+	s.c.Listen = []string{"udp:" + addr}
+	if c.Kind == "udp guest" {
+		s.c.Probes = []string{"notify"}
+	}
 	s.start()
 	s.serving(0)
+	noLoss(t, underDatagrams(t, addr, func() {
+		for range *reloads {
+			s.reload()
+			time.Sleep(2 * c.Answer)
+		}
+	}))
+}
+
+// underDatagrams calls f while clients send datagrams, and returns what they noticed.
+func underDatagrams(t *testing.T, addr string, f func()) *bench.Result {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	type end struct {
@@ -259,15 +313,13 @@ func lossUDP(t *testing.T, s *service) {
 	}()
 	func() {
 		defer stop()
-		for range *reloads {
-			s.reload()
-		}
+		f()
 	}()
 	e := <-ended
 	if e.err != nil {
 		t.Fatal(e.err)
 	}
-	noLoss(t, e.r)
+	return e.r
 }
 
 // TestDNS: a DNS server, UDP and TCP on one port, answers through its reloads.

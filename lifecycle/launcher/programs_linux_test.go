@@ -1,6 +1,7 @@
 package launcher_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -26,25 +27,26 @@ import (
 
 // programConfig is what a program of the tests does; each generation reads it anew.
 type programConfig struct {
-	Kind     string   // "plain", "polite", "guest", "udp"
-	Listen   []string // "127.0.0.1:80"
-	Sockets  int      // how many it has for each address; then it asks for SO_REUSEPORT itself
-	Later    string   // an address that it listens on when asked for /later
-	Drop     string   // an address that it listens on no longer after SIGUSR1
-	Workers  int      // processes, each with a socket of its own; one that ends is started again
-	Reopen   bool     // at SIGUSR2 it listens anew, and closes the old listener a moment later
-	Share    bool     // it sets SO_REUSEPORT itself
-	Option   string   // what it does to its sockets: see setOption
-	User     int      // who it becomes before it listens, where that is not 0
-	UDP      []string // addresses that it binds, and does not read from
-	Fail     string   // "late": not healthy for a second; "unhealthy", "crash early", "crash in check", "hang", "never"
-	Slow     bool     // it accepts 0.2 s after it listens, as a master whose workers come later
-	Stubborn bool     // it ignores SIGTERM
-	Daemon   bool     // it goes into the background
-	Twice    bool     // and its first child ends too, as daemon(7) advises
-	Leaves   bool     // it listens, gives the socket to a child, and ends at some time soon
-	Families bool     // it listens on 0.0.0.0, and on [::] where it may
-	Child    bool     // it has a worker in a session of its own, which ignores SIGTERM too
+	Kind     string        // "plain", "polite", "guest", "udp", "udp guest"
+	Listen   []string      // "127.0.0.1:80"
+	Sockets  int           // how many it has for each address; then it asks for SO_REUSEPORT itself
+	Later    string        // an address that it listens on when asked for /later
+	Drop     string        // an address that it listens on no longer after SIGUSR1
+	Workers  int           // processes, each with a socket of its own; one that ends is started again
+	Reopen   bool          // at SIGUSR2 it listens anew, and closes the old listener a moment later
+	Share    bool          // it sets SO_REUSEPORT itself
+	Option   string        // what it does to its sockets: see setOption
+	User     int           // who it becomes before it listens, where that is not 0
+	UDP      []string      // addresses that it binds, and does not read from
+	Answer   time.Duration // what it takes from a datagram to its echo
+	Fail     string        // "late": not healthy for a second; "unhealthy", "crash early", "crash in check", "hang", "never"
+	Slow     bool          // it accepts 0.2 s after it listens, as a master whose workers come later
+	Stubborn bool          // it ignores SIGTERM
+	Daemon   bool          // it goes into the background
+	Twice    bool          // and its first child ends too, as daemon(7) advises
+	Leaves   bool          // it listens, gives the socket to a child, and ends at some time soon
+	Families bool          // it listens on 0.0.0.0, and on [::] where it may
+	Child    bool          // it has a worker in a session of its own, which ignores SIGTERM too
 }
 
 // program is the main function of a program that knows nothing of overlap, but for the guest.
@@ -173,8 +175,27 @@ func (c programConfig) listen(lc net.ListenConfig) (all []net.Listener, err erro
 }
 
 func (c programConfig) serve() error {
-	if c.Kind == "udp" {
-		return echoDatagrams(c.Listen[0])
+	switch c.Kind {
+	case "udp":
+		pc, err := net.ListenPacket("udp", c.Listen[0])
+		if err != nil {
+			return err
+		}
+		e := echoes{delay: c.Answer}
+		return e.serve(pc)
+	case "udp guest":
+		g, err := lifecycle.New(lifecycle.Options{})
+		if err != nil {
+			return err
+		}
+		defer g.Close()
+		pc, err := g.ListenPacket(context.Background(), "udp", c.Listen[0])
+		if err != nil {
+			return err
+		}
+		e := echoes{delay: c.Answer}
+		g.ServePacket(pc, e.serve, e.drain)
+		return g.Run(context.Background())
 	}
 	if c.Workers > 0 {
 		return c.work()
@@ -358,22 +379,32 @@ func (c programConfig) handler() http.Handler {
 	return mux
 }
 
-func echoDatagrams(addr string) error {
-	pc, err := net.ListenPacket("udp", addr)
-	if err != nil {
-		return err
-	}
+// echoes sends datagrams back, each after a time.
+type echoes struct {
+	delay time.Duration
+	owed  sync.WaitGroup
+}
+
+func (d *echoes) serve(pc net.PacketConn) error {
 	buf := make([]byte, 64<<10)
 	for {
 		n, from, err := pc.ReadFrom(buf)
 		if err != nil {
 			return err
 		}
-		answer := fmt.Appendf(buf[:n], "\n%s: %s", bench.GenerationHeader, os.Getenv("OVERLAP_GENERATION"))
-		if _, err := pc.WriteTo(answer, from); err != nil {
-			return err
-		}
+		answer := fmt.Appendf(bytes.Clone(buf[:n]), "\n%s: %s", bench.GenerationHeader, os.Getenv("OVERLAP_GENERATION"))
+		d.owed.Go(func() {
+			time.Sleep(d.delay)
+			if _, err := pc.WriteTo(answer, from); err != nil {
+				fmt.Fprintln(os.Stderr, "program: answer:", err)
+			}
+		})
 	}
+}
+
+func (d *echoes) drain(context.Context) error {
+	d.owed.Wait()
+	return nil
 }
 
 // goProgram has the service launch the test binary as a program.

@@ -275,6 +275,9 @@ func (o *Owner) Close() {
 		o.decided = true
 		o.finding.Unlock()
 		o.leave()
+		for _, m := range o.Members() {
+			m.Release()
+		}
 		if p := o.before(); p != nil {
 			p.close()
 		}
