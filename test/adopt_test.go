@@ -1,6 +1,7 @@
 package test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -8,6 +9,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"overlap/lifecycle/bench"
 )
 
 // The servers that are adopted, and started anew: unmodified, and without any idea of overlap.
@@ -73,6 +77,60 @@ func TestAdopt(t *testing.T) {
 			})
 			if now := p.answer(port); first == now {
 				t.Errorf("process %s answers before and after", now)
+			}
+			p.must("overlap", "stop")
+		})
+	}
+}
+
+// TestAdoptDatagrams: a server's UDP port goes with its TCP port of the same number, and else where it is declared.
+// A datagram is lost where it meets the moment in which the placeholder has joined and steering has not.
+func TestAdoptDatagrams(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("handovers need Linux")
+	}
+	for _, declared := range []bool{false, true} {
+		t.Run(fmt.Sprintf("declared=%v", declared), func(t *testing.T) {
+			t.Parallel()
+			p := newPlace(t)
+			port := freePort(t)
+			datagrams, flags := "127.0.0.1:"+port, []string(nil)
+			if declared {
+				datagrams = "127.0.0.1:" + freePort(t)
+				flags = []string{"--listen", "127.0.0.1:" + port, "--listen", "udp:" + datagrams}
+			}
+			words := []string{"fixture", "--listen", "127.0.0.1:" + port, "--udp", datagrams}
+			old := p.start("old", words...)
+			p.listens(port)
+			ctx, stop := context.WithCancel(context.Background())
+			defer stop()
+			type end struct {
+				r   *bench.Result
+				err error
+			}
+			ended := make(chan end, 1)
+			go func() {
+				l := bench.Load{Address: datagrams, Network: "udp", Clients: 8, Body: []byte("hello"), Timeout: time.Second, Think: time.Millisecond}
+				r, err := l.Run(ctx, nil)
+				ended <- end{r, err}
+			}()
+			p.start("launcher", append(append(append([]string{"overlap", "run", "--name", "web", "--stop-delay", "200ms",
+				"--adopt", fmt.Sprint(old.cmd.Process.Pid)}, flags...), "--"), words...)...)
+			p.serves("web", 0)
+			<-old.done
+			out := p.must("overlap", "status", "--json")
+			p.must("overlap", "reload", "--wait", "drained")
+			stop()
+			e := <-ended
+			if e.err != nil {
+				t.Fatal(e.err)
+			}
+			t.Logf("%d datagrams, %d lost", e.r.Requests, e.r.Failed)
+			if e.r.Failed > 8 || e.r.Requests < 200 {
+				t.Errorf("%d of %d datagrams were lost: %v", e.r.Failed, e.r.Requests, e.r.Failures)
+			}
+			if !strings.Contains(out, "udp:"+datagrams) {
+				t.Errorf("%s is not the service's: %s", datagrams, out)
 			}
 			p.must("overlap", "stop")
 		})

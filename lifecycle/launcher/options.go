@@ -67,7 +67,8 @@ type Options struct {
 	Dir string
 	// Settings are the first generation's.
 	Settings
-	// Adopt is the pid of a running server that is taken over; 0 is none.
+	// Adopt is the pid of a running server that is taken over; 0 is none. Of its UDP ports those are, that have the
+	// number of a TCP port of its or are in Listen.
 	Adopt int
 	// Log gets an event a step. Nil: slog.Default.
 	Log *slog.Logger
