@@ -75,6 +75,7 @@ func TestYieldAwaitsNoGrace(t *testing.T) {
 		next := Open(m.Address(), -1)
 		defer next.Leave()
 		m.Leave()
+		m.Release()
 		m = next
 		if err := m.Anchor(); err != nil {
 			t.Fatal(err)
