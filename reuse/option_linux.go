@@ -1,6 +1,7 @@
 package reuse
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"unsafe"
@@ -122,6 +123,20 @@ func ShareUngated(fd int, a Address) error {
 		return nil
 	}
 	return openGate(fd, a)
+}
+
+// Unshare undoes [ShareOpen] and [ShareUngated] on a socket that is alone at its port, but for SO_REUSEADDR.
+func Unshare(fd int, a Address) error {
+	err := UnshareConnected(fd)
+	if a.Network == "udp" {
+		return errors.Join(err, os.NewSyscallError("setsockopt SO_DETACH_FILTER", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)))
+	}
+	return errors.Join(err, gate(fd, a, 0))
+}
+
+// UnshareConnected turns SO_REUSEPORT off.
+func UnshareConnected(fd int) error {
+	return os.NewSyscallError("setsockopt SO_REUSEPORT", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 0))
 }
 
 // Migrates reports whether net.ipv4.tcp_migrate_req is on in this network namespace: then the

@@ -36,6 +36,12 @@ func ShareOpen(int, bool) error { return ErrNoSteering }
 // ShareUngated returns ErrNoSteering.
 func ShareUngated(int, Address) error { return ErrNoSteering }
 
+// Unshare returns ErrNoSteering.
+func Unshare(int, Address) error { return ErrNoSteering }
+
+// UnshareConnected returns ErrNoSteering.
+func UnshareConnected(int) error { return ErrNoSteering }
+
 // Hide returns ErrNoSteering.
 func Hide(int) error { return ErrNoSteering }
 

@@ -137,6 +137,47 @@ func TestAdoptDatagrams(t *testing.T) {
 	}
 }
 
+// TestAdoptFails: a server that was to be adopted is as before when the next one is not healthy, and can be adopted
+// later.
+func TestAdoptFails(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("handovers need Linux")
+	}
+	p := newPlace(t)
+	port := freePort(t)
+	words := []string{"fixture", "--listen", "127.0.0.1:" + port, "--udp", "127.0.0.1:" + port}
+	old := p.start("old", words...)
+	p.listens(port)
+	kept, err := net.Dial("tcp", "127.0.0.1:"+port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	adopt := append([]string{"overlap", "run", "--name", "web", "--stop-delay", "200ms", "--health", "/healthz",
+		"--adopt", fmt.Sprint(old.cmd.Process.Pid), "--"}, words...)
+	before := p.answer(port)
+	under(t, "127.0.0.1:"+port, func() {
+		if out, err := p.run(append(append(adopt[:4:4], "--start-timeout", "1s"), append(adopt[4:], "--unhealthy")...)...); err == nil {
+			t.Errorf("an unhealthy program took over: %s", out)
+		}
+	})
+	if now := p.answer(port); now != before {
+		t.Errorf("process %s answers, it was %s", now, before)
+	}
+	for number, value := range reusePorts(t, old.cmd.Process.Pid) {
+		if value != 0 {
+			t.Errorf("descriptor %d of the server has SO_REUSEPORT still", number)
+		}
+	}
+	kept.Close()
+	under(t, "127.0.0.1:"+port, func() {
+		p.start("launcher", adopt...)
+		p.serves("web", 0)
+		<-old.done
+	})
+	p.must("overlap", "stop")
+}
+
 // TestAdoptRefused: what can't be adopted is named, with what would help, and goes on.
 func TestAdoptRefused(t *testing.T) {
 	if runtime.GOOS != "linux" {

@@ -21,59 +21,112 @@ func (l *launcher) adoptee(g *generation) (*state.Record, error) {
 	if l.opt.Adopt == 0 || g.req.token != "" {
 		return nil, nil
 	}
-	r, err := adopt(l.opt.Adopt, l.set.declared)
+	id, err := process.Of(l.opt.Adopt)
+	if err == nil {
+		g.adopted = &adoption{server: id, declared: l.set.declared}
+		err = g.adopted.take()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("adopt pid %d: %w", l.opt.Adopt, err)
 	}
-	return r, nil
+	return g.adopted.r, nil
 }
 
-// adoption makes the sockets of a running server share their ports. A new bind to a port needs it of every
-// socket there, connected ones too.
+// adoption makes the sockets of a running server share their ports: its TCP ports, and of UDP those that are
+// declared or have the number of a TCP port of its. Other UDP ports may be a client's. A new bind to a port needs it
+// of every socket there, connected ones too.
 type adoption struct {
-	diag     *sockdiag.Conn
-	tree     []int           // the server's processes
-	mine     map[uint64]bool // their sockets
+	server   process.Identity
 	declared []reuse.Address
-	r        *state.Record
+	changed  []adopted // what did not share its port before
+
+	// Of one look:
+	diag *sockdiag.Conn
+	tree []int           // the server's processes
+	mine map[uint64]bool // their sockets
+	// r describes the server as a generation without a launcher.
+	r *state.Record
 }
 
-// adopt describes a running server as a generation without a launcher: its TCP ports, and of UDP those that are
-// declared or have the number of a TCP port of its. Other UDP ports may be a client's. When it fails nothing
-// has changed for the server's clients.
-func adopt(pid int, declared []reuse.Address) (*state.Record, error) {
-	id, err := process.Of(pid)
-	if err != nil {
-		return nil, err
-	}
-	a := adoption{mine: map[uint64]bool{}, declared: declared,
-		r: &state.Record{State: state.Serving, Launched: true, Owner: id, Program: &id}}
-	if a.tree, err = process.Tree(pid); err != nil {
-		return nil, err
+// adopted is a socket of the server's.
+type adopted struct {
+	at        reuse.Address
+	inode     uint64
+	connected bool
+}
+
+// take can be called again for what came meanwhile. When it fails nothing has changed for the server's clients.
+func (a *adoption) take() (err error) {
+	a.mine, a.r = map[uint64]bool{}, &state.Record{State: state.Serving, Launched: true, Owner: a.server, Program: &a.server}
+	if a.tree, err = process.Tree(a.server.PID); err != nil {
+		return err
 	}
 	if a.diag, err = sockdiag.Open(); err != nil {
-		return nil, err
+		return err
 	}
 	defer a.diag.Close()
 	for _, p := range a.tree {
 		inodes, err := sockdiag.Inodes(p)
 		if err != nil {
-			return nil, fmt.Errorf("its descriptors can't be read: %w", err)
+			return fmt.Errorf("its descriptors can't be read: %w", err)
 		}
 		for _, ino := range inodes {
 			a.mine[ino] = true
 		}
 	}
 	if err := a.listeners(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := a.datagrams(); err != nil {
-		return nil, err
+		return err
 	}
 	if len(a.r.Listeners) == 0 {
-		return nil, errors.New("it does not listen on any TCP address, or on a UDP port that --listen declares")
+		return errors.New("it does not listen on any TCP address, or on a UDP port that --listen declares")
 	}
-	return a.r, nil
+	return nil
+}
+
+// undo leaves the server as it was, when its ports are shared with nobody any more: else any process of its user
+// could join it. SO_REUSEADDR stays.
+func (a *adoption) undo() {
+	if a == nil {
+		return
+	}
+	tree, err := process.Tree(a.server.PID)
+	if err != nil || !a.server.Alive() {
+		return
+	}
+	for _, s := range a.changed {
+		borrow(tree, s.inode, func(fd int) error {
+			if s.connected {
+				return reuse.UnshareConnected(fd)
+			}
+			return reuse.Unshare(fd, s.at)
+		})
+	}
+	a.changed = nil
+}
+
+// share makes a socket share its port.
+func (a *adoption) share(s adopted, set func(fd int) error) error {
+	return borrow(a.tree, s.inode, func(fd int) error {
+		before, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT)
+		if err == nil && before == 0 {
+			a.changed = append(a.changed, s)
+		}
+		return set(fd)
+	})
+}
+
+// shareConnected does it for one that may have gone.
+func (a *adoption) shareConnected(at reuse.Address, ino uint64) error {
+	err := a.share(adopted{at, ino, true}, func(fd int) error {
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	})
+	if errors.Is(err, reuse.ErrUnreachable) {
+		return nil
+	}
+	return err
 }
 
 func (a *adoption) listeners() error {
@@ -105,12 +158,12 @@ func (a *adoption) datagrams() error {
 		}
 		at := reuse.Address{Network: "udp", AddrPort: s.Local, V6Only: s.V6Only}
 		if s.State == sockdiag.StateEstablished { // of one client
-			if err := a.share(s.Inode); err != nil {
+			if err := a.shareConnected(at, s.Inode); err != nil {
 				return fmt.Errorf("UDP socket on %s: %w", at, err)
 			}
 			continue
 		}
-		if err := borrow(a.tree, s.Inode, func(fd int) error { return reuse.ShareUngated(fd, at) }); err != nil {
+		if err := a.share(adopted{at: at, inode: s.Inode}, func(fd int) error { return reuse.ShareUngated(fd, at) }); err != nil {
 			return fmt.Errorf("UDP socket on %s: %w", at, err)
 		}
 		a.found(at, s.Inode)
@@ -139,22 +192,11 @@ func (a *adoption) found(at reuse.Address, ino uint64) {
 	a.r.Listeners[i].Inodes = append(a.r.Listeners[i].Inodes, ino)
 }
 
-// share sets SO_REUSEPORT on a connected socket, if it is still there.
-func (a *adoption) share(ino uint64) error {
-	err := borrow(a.tree, ino, func(fd int) error {
-		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-	})
-	if errors.Is(err, reuse.ErrUnreachable) {
-		return nil
-	}
-	return err
-}
-
 // errMPTCP says why a server can't be adopted.
 var errMPTCP = errors.New("it is an MPTCP socket, which can't be steered; a Go server listens without it when it is started with GODEBUG=multipathtcp=0")
 
 func (a *adoption) listener(at reuse.Address, ino uint64) error {
-	err := borrow(a.tree, ino, func(fd int) error {
+	err := a.share(adopted{at: at, inode: ino}, func(fd int) error {
 		if proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); err == nil && proto == unix.IPPROTO_MPTCP {
 			return errMPTCP
 		}
@@ -172,7 +214,7 @@ func (a *adoption) listener(at reuse.Address, ino uint64) error {
 		if c.Inode == 0 {
 			continue
 		}
-		if err := a.share(c.Inode); err != nil {
+		if err := a.shareConnected(at, c.Inode); err != nil {
 			return err
 		}
 	}
@@ -183,7 +225,7 @@ func (a *adoption) listener(at reuse.Address, ino uint64) error {
 // TIME_WAIT of a server that had no SO_REUSEPORT runs out within a minute.
 func (l *launcher) readyOrphan(ctx context.Context, g *generation) error {
 	r := g.owner.Orphan()
-	if r == nil || l.opt.Adopt == 0 {
+	if r == nil || g.adopted == nil {
 		return nil
 	}
 	for _, s := range r.Listeners {
@@ -213,7 +255,7 @@ func (l *launcher) readyOrphan(ctx context.Context, g *generation) error {
 			case <-time.After(100 * time.Millisecond):
 			}
 			// Accepted meanwhile, with the option set on its listener after it had come.
-			if _, err := adopt(l.opt.Adopt, l.set.declared); err != nil {
+			if err := g.adopted.take(); err != nil {
 				return err
 			}
 		}

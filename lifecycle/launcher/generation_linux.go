@@ -59,6 +59,8 @@ type generation struct {
 
 	drainTimeout time.Duration // of this drain, if somebody asked for another than the setting
 
+	adopted *adoption // of --adopt, else nil
+
 	launched   chan struct{} // closed when program is what it will be
 	stops      chan time.Duration
 	cutting    chan struct{}
@@ -114,6 +116,7 @@ func (g *generation) start(ctx context.Context) error {
 	}
 	g.giveUp()
 	g.over(err)
+	g.adopted.undo()
 	return err
 }
 

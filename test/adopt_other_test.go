@@ -1,0 +1,7 @@
+//go:build !linux
+
+package test
+
+import "testing"
+
+func reusePorts(testing.TB, int) map[int]int { return nil }
