@@ -38,7 +38,7 @@ func (b *body) Linger(ctx context.Context) {
 	if left > 0 && whole.Err() == nil && !trial.PartingOff {
 		left = clients.part(whole, g.program.gone())
 	}
-	if clients.datagrams() {
+	if clients.datagrams() && g.owner.Handed() { // a stop leaves them to the program: nobody serves meanwhile
 		select {
 		case <-whole.Done():
 		case <-g.program.gone():

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -294,6 +295,13 @@ func lossUDP(t *testing.T, s *service, c programConfig) {
 			time.Sleep(2 * c.Answer)
 		}
 	}))
+	s.alone() // a stop does not wait for answers that nobody may owe
+	began := time.Now()
+	s.runs[0].cmd.Process.Signal(syscall.SIGTERM)
+	s.code(s.runs[0])
+	if took := time.Since(began); took >= s.c.StopDelay {
+		t.Errorf("the stop took %v", took)
+	}
 }
 
 // underDatagrams calls f while clients send datagrams, and returns what they noticed.
