@@ -18,6 +18,7 @@
 //     come from the probe. So neither a crash of the old generation nor the hash can send it
 //     a client.
 //   - Whatever leaves is hidden first and closed a grace period of the kernel later (what makes room: 1 ms).
+//     Datagram sockets are hidden only when no answer is owed any more: a hidden socket can't send.
 //
 // Where a socket stands is not written down anywhere: it is asked of the kernel whenever it
 // is needed ([Member.Settle]). Every program begins with a clause for packets that arrive with

@@ -23,8 +23,16 @@ type PacketConn struct {
 	deaf  atomic.Bool
 }
 
-// NewPacketConn gives a socket of nobody's group the same ending.
-func NewPacketConn(c *net.UDPConn) *PacketConn { return &PacketConn{UDPConn: c, leave: c.Close} }
+// NewPacketConn gives a socket that a launcher steers the same ending.
+func NewPacketConn(c *net.UDPConn) *PacketConn {
+	return &PacketConn{UDPConn: c, leave: sync.OnceValue(func() error {
+		if raw, err := c.SyscallConn(); err == nil && steering {
+			raw.Control(func(fd uintptr) { hide(int(fd)) })
+			<-grace()
+		}
+		return c.Close()
+	})}
+}
 
 // ListenPacket opens a UDP socket in the member's group, gated like that of [Member.Listen].
 // Several of one generation share the datagrams by their flow.

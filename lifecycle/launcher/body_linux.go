@@ -54,6 +54,11 @@ func (b *body) Finish(ctx context.Context) owner.Report {
 	if before < 0 {
 		before = g.sockets.connections().count()
 	}
+	if g.owner.Handed() && !g.selfDrains.Load() {
+		for _, m := range g.owner.Members() {
+			m.Release()
+		}
+	}
 	g.stopped.Store(true)
 	g.program.signal(g.req.set.StopSignal)
 	r := owner.Report{}

@@ -82,12 +82,26 @@ func endOrphan(ctx context.Context, r *state.Record, delay time.Duration, sig sy
 	if clients.datagrams() {
 		h.Wait(lingering)
 	}
+	if delay > 0 {
+		hideDatagrams(r)
+	}
 	tree := orphanTree(r)
 	h.Signal(sig)
 	if err := h.Wait(ctx); err != nil {
 		for _, pid := range slices.Backward(tree) {
 			if p, err := os.FindProcess(pid); err == nil {
 				p.Kill()
+			}
+		}
+	}
+}
+
+// hideDatagrams is what [reuse.Member.Release] does for those that have an owner.
+func hideDatagrams(r *state.Record) {
+	for _, l := range r.Listeners {
+		if a, err := reuse.ExactAddress(l.Network, l.Address, false); err == nil && l.Network == "udp" && !a.Is4() {
+			for _, ino := range l.Inodes {
+				borrowFromOrphan(r, ino, reuse.Hide)
 			}
 		}
 	}
