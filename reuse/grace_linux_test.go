@@ -25,11 +25,11 @@ func TestLeaveAwaitsGrace(t *testing.T) {
 	}
 	addr := m.Address() // Leave holds the member's lock
 	here := func() int {
-		n, err := population(addr)
+		visible, hidden, err := population(addr)
 		if err != nil {
 			t.Error(err)
 		}
-		return n
+		return visible + hidden
 	}
 	var then []int
 	countGraces(t, func() { then = append(then, here()) })

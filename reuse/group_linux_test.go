@@ -45,7 +45,13 @@ func resolve(t testing.TB, network, addr string) Address {
 
 func join(t testing.TB, a Address, number, sockets int) *generation {
 	t.Helper()
-	g := &generation{Member: Open(a, -1), number: number}
+	return joinWith(t, Open(a, -1), number, sockets)
+}
+
+// joinWith has a member listen with so many sockets.
+func joinWith(t testing.TB, m *Member, number, sockets int) *generation {
+	t.Helper()
+	g := &generation{Member: m, number: number}
 	for range sockets {
 		ln, err := g.Listen(context.Background())
 		if err != nil {

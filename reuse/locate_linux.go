@@ -43,15 +43,31 @@ func locate(a Address) ([]uint64, error) {
 	}
 }
 
-// population is how many sockets the group has.
-func population(a Address) (int, error) {
+// population is how many sockets the address has: those that who comes joins, and hidden ones, which
+// stay in their group and which nobody joins (inet_reuseport_add_sock in net/ipv4/inet_hashtables.c).
+func population(a Address) (visible, hidden int, err error) {
 	diag, err := sockdiag.Open()
 	if err != nil {
-		return 0, fmt.Errorf("count the sockets of %s: %w", a, err)
+		return 0, 0, fmt.Errorf("count the sockets of %s: %w", a, err)
 	}
 	defer diag.Close()
-	m, err := members(diag, a)
-	return len(m), err
+	there, err := onPort(diag, a)
+	if err != nil {
+		return 0, 0, err
+	}
+	m, err := membersAmong(there, a)
+	shown := visibleAmong(there, m)
+	return len(shown), len(m) - len(shown), err
+}
+
+// visibleAmong are those of the members that are not hidden.
+func visibleAmong(sockets []sockdiag.Socket, members map[uint64]uint32) (shown []uint64) {
+	for _, s := range sockets {
+		if _, ok := members[s.Inode]; ok && s.Interface != hiddenIndex {
+			shown = append(shown, s.Inode)
+		}
+	}
+	return shown
 }
 
 // locateOnce tells the places apart by how many packets each was sent, or, where clients' packets
@@ -75,11 +91,49 @@ func locateOnce(diag *sockdiag.Conn, a Address) ([]uint64, error) {
 	if n <= 1 {
 		return keys(before), nil
 	}
-	places, err := locateByCount(diag, a, before)
-	if errors.Is(err, errNoise) {
-		return locateInTurn(diag, a, before)
+	visible := visibleAmong(there, before)
+	if len(visible) == n {
+		places, err := locateByCount(diag, a, before, n, 0)
+		if errors.Is(err, errNoise) {
+			return locateInTurn(diag, a, before, n)
+		}
+		return places, err
 	}
-	return places, err
+	return locateBesideHidden(diag, a, before, visible)
+}
+
+// locateBesideHidden is for a group beside hidden sockets: of these some may be all that is left of another one. The
+// largest number of places is right at which each has a socket: what is sent to a place that does not exist
+// comes to several by hash, or to one that has a place.
+func locateBesideHidden(diag *sockdiag.Conn, a Address, before map[uint64]uint32, visible []uint64) ([]uint64, error) {
+	var failed error
+	for _, inTurn := range []bool{false, true} {
+		for n := len(before); n >= max(len(visible), 1); n-- {
+			var places []uint64
+			var err error
+			if inTurn {
+				places, err = locateInTurn(diag, a, before, n)
+			} else {
+				places, err = locateByCount(diag, a, before, n, 1) // what has no place drops nothing
+			}
+			if err == nil && !slices.ContainsFunc(visible, func(ino uint64) bool { return !slices.Contains(places, ino) }) {
+				return places, nil
+			}
+			failed = errors.Join(err, failed)
+			now, merr := members(diag, a)
+			if merr != nil {
+				return nil, merr
+			}
+			if !slices.Equal(keys(before), keys(now)) {
+				return nil, errMoved
+			}
+			before = now
+		}
+	}
+	if failed == nil {
+		failed = errMoved
+	}
+	return nil, failed
 }
 
 // errNoise says that other packets than the locator's were dropped.
@@ -94,9 +148,12 @@ const digits = 5
 // and in sum no more than was sent; so no other packet was among them, unless it came in the stead of
 // one that was late (loopback's packets wait where the kernel shares them out, as under load or RPS) or
 // lost. Therefore the first digit is sent again and must be counted again: what was late is too many there.
-func locateByCount(diag *sockdiag.Conn, a Address, before map[uint64]uint32) ([]uint64, error) {
-	n := len(before)
+// lowest is the lowest number.
+func locateByCount(diag *sockdiag.Conn, a Address, before map[uint64]uint32, n, lowest int) ([]uint64, error) {
 	numbers := rand.Perm(n)
+	for i := range numbers {
+		numbers[i] += lowest
+	}
 	count := func(packets func(number int) int) (map[uint64]int, error) {
 		sent := 0
 		for place, number := range numbers {
@@ -119,7 +176,7 @@ func locateByCount(diag *sockdiag.Conn, a Address, before map[uint64]uint32) ([]
 		return counted, nil
 	}
 	dropped := map[uint64]int{}
-	for scale := 1; scale < n; scale *= digits {
+	for scale := 1; scale < n+lowest; scale *= digits {
 		counted, err := count(func(number int) int { return number / scale % digits })
 		if err != nil {
 			return nil, err
@@ -178,8 +235,7 @@ func awaitDrops(diag *sockdiag.Conn, a Address, before map[uint64]uint32, sent i
 // counted. A socket may drop packets of clients at the same time, so the candidates for a place
 // are all sockets that dropped at least what was sent there, and packets are sent until each
 // place has one candidate left. What is sent varies by chance, so that no traffic can keep in step.
-func locateInTurn(diag *sockdiag.Conn, a Address, before map[uint64]uint32) ([]uint64, error) {
-	n := len(before)
+func locateInTurn(diag *sockdiag.Conn, a Address, before map[uint64]uint32, n int) ([]uint64, error) {
 	candidates := make([]map[uint64]bool, n)
 	for range locateRounds {
 		for _, place := range rand.Perm(n) {

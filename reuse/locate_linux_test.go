@@ -47,10 +47,10 @@ func TestLocateByCountSeesNoise(t *testing.T) {
 		if err := sendLocator(a, place); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := locateByCount(diag, a, before); !errors.Is(err, errNoise) {
+		if _, err := locateByCount(diag, a, before, 3, 0); !errors.Is(err, errNoise) {
 			t.Errorf("with one more packet at place %d: %v, want %v", place, err, errNoise)
 		}
-		if _, err := locateInTurn(diag, a, before); err != nil {
+		if _, err := locateInTurn(diag, a, before, 3); err != nil {
 			t.Error(err)
 		}
 	}

@@ -135,17 +135,28 @@ func (m *Member) join(s *socket) error {
 	if !steering {
 		return nil
 	}
-	return m.steerAloneLocked(s.control)
+	return m.steerAloneLocked(s.inode, s.control)
 }
 
-// steerAloneLocked gives the group its first program when the socket is alone in it: what comes later
+// steerAloneLocked gives the group its first program when the socket that has just joined is alone in it: what comes later
 // inherits it and gets nothing.
-func (m *Member) steerAloneLocked(control func(func(fd int) error) error) error {
-	n, err := population(m.addr)
-	if err != nil || n > 1 {
+func (m *Member) steerAloneLocked(ino uint64, control func(func(fd int) error) error) error {
+	visible, hidden, err := population(m.addr)
+	if err != nil || visible > 1 {
 		return err
 	}
-	return control(func(fd int) error { return attach(fd, serveProgram(m.addr.Network, []int{0})) })
+	place := 0
+	if hidden > 0 {
+		// Of a group that was hidden before the socket came and has not let it in, or of its own since.
+		array, err := locate(m.addr)
+		if err != nil {
+			return err
+		}
+		if place = slices.Index(array, ino); place < 0 {
+			return fmt.Errorf("steer %s: %w", m.addr, os.ErrClosed)
+		}
+	}
+	return control(func(fd int) error { return attach(fd, serveProgram(m.addr.Network, []int{place})) })
 }
 
 // Anchor puts a placeholder into the group, so that there is a handle for steering it before
@@ -163,8 +174,8 @@ func (m *Member) anchorLocked() error {
 	if err := m.addHolderLocked(); err != nil {
 		return err
 	}
-	fd := m.holders[0].fd
-	return m.steerAloneLocked(func(f func(fd int) error) error { return f(fd) })
+	h := m.holders[0]
+	return m.steerAloneLocked(h.inode, func(f func(fd int) error) error { return f(h.fd) })
 }
 
 // AnchorBehind is [Member.Anchor] in a group that nobody steers, or by places that may be wrong
@@ -177,14 +188,14 @@ func (m *Member) AnchorBehind(serving []uint64, control func(ino uint64, f func(
 	if len(m.holders) > 0 || !steering {
 		return nil
 	}
-	n, err := population(m.addr)
+	visible, hidden, err := population(m.addr)
 	if err != nil {
 		return err
 	}
-	if n == 0 {
+	if visible == 0 {
 		return m.anchorLocked() // they are gone since they were looked for
 	}
-	places := make([]int, n)
+	places := make([]int, visible+hidden)
 	for i := range places {
 		places[i] = i
 	}

@@ -21,7 +21,7 @@ func newPlaceholder(Address, int) (int, error)       { return -1, ErrNoSteering 
 func closeFD(int)                                    {}
 func locate(Address) ([]uint64, error)               { return nil, ErrNoSteering }
 func reachable(a Address) (Address, error)           { return a, nil }
-func population(Address) (int, error)                { return 0, ErrNoSteering }
+func population(Address) (int, int, error)           { return 0, 0, ErrNoSteering }
 func bindProbe(int, Address) (netip.AddrPort, error) { return netip.AddrPort{}, ErrNoSteering }
 
 // Share returns ErrNoSteering.
