@@ -44,6 +44,7 @@ type Member struct {
 	serving []int     // who else gets connections meanwhile
 	held    []int     // where the placeholders were at the last Settle
 	open    bool      // the gate is open: what joins is opened once it stands
+	used    bool      // it has had a socket
 	closed  bool
 }
 
@@ -75,6 +76,14 @@ func (m *Member) Address() Address {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.addr
+}
+
+// Used reports whether a socket of the generation's has ever been among the member's: an address that was only bound
+// is a client's.
+func (m *Member) Used() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.used
 }
 
 // Inodes are the inodes of the generation's sockets, placeholders not counted.
@@ -114,7 +123,7 @@ func (m *Member) Adopt(ino uint64, control func(func(fd int) error) error) {
 	if control == nil {
 		s.ungated, s.control = true, func(func(fd int) error) error { return ErrUnreachable }
 	}
-	m.sockets = append(m.sockets, s)
+	m.sockets, m.used = append(m.sockets, s), true
 }
 
 // Drop forgets a socket that its holder closed.
@@ -131,7 +140,7 @@ func (m *Member) join(s *socket) error {
 	if m.closed {
 		return os.ErrClosed
 	}
-	m.sockets = append(m.sockets, s)
+	m.sockets, m.used = append(m.sockets, s), true
 	if !steering {
 		return nil
 	}

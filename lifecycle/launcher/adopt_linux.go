@@ -177,7 +177,7 @@ func (a *adoption) wants(port uint16) bool {
 		return true
 	}
 	return slices.ContainsFunc(a.r.Listeners, func(l state.Listener) bool {
-		at, err := reuse.ExactAddress(l.Network, l.Address, false)
+		at, err := reuse.ExactAddress(l.Network, l.Address, l.V6Only)
 		return err == nil && l.Network == "tcp" && at.AddrPort.Port() == port
 	})
 }
@@ -186,7 +186,7 @@ func (a *adoption) wants(port uint16) bool {
 func (a *adoption) found(at reuse.Address, ino uint64) {
 	i := slices.IndexFunc(a.r.Listeners, func(l state.Listener) bool { return l.Network == at.Network && l.Address == at.String() })
 	if i < 0 {
-		a.r.Listeners = append(a.r.Listeners, state.Listener{Network: at.Network, Address: at.String()})
+		a.r.Listeners = append(a.r.Listeners, state.Listener{Network: at.Network, Address: at.String(), V6Only: at.V6Only})
 		i = len(a.r.Listeners) - 1
 	}
 	a.r.Listeners[i].Inodes = append(a.r.Listeners[i].Inodes, ino)
@@ -232,7 +232,7 @@ func (l *launcher) readyOrphan(ctx context.Context, g *generation) error {
 		if s.Network != "tcp" {
 			continue
 		}
-		a, err := reuse.ExactAddress(s.Network, s.Address, false)
+		a, err := reuse.ExactAddress(s.Network, s.Address, s.V6Only)
 		if err != nil {
 			return err
 		}

@@ -61,6 +61,8 @@ func (c programConfig) setOption(fd int, listens bool) error {
 		return os.NewSyscallError(what, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1))
 	case "device":
 		return os.NewSyscallError(what, unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo"))
+	case "unshared": // as Jetty does
+		return os.NewSyscallError(what, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 0))
 	case "steer": // to its second socket
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
 			return err

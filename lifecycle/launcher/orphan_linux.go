@@ -59,7 +59,7 @@ func endOrphan(ctx context.Context, r *state.Record, delay time.Duration, sig sy
 	defer h.Close()
 	clients := connections{tree: func() []int { return orphanTree(r) }}
 	for _, l := range r.Listeners {
-		a, err := reuse.ExactAddress(l.Network, l.Address, false)
+		a, err := reuse.ExactAddress(l.Network, l.Address, l.V6Only)
 		if err != nil {
 			continue
 		}
@@ -99,7 +99,7 @@ func endOrphan(ctx context.Context, r *state.Record, delay time.Duration, sig sy
 // hideDatagrams is what [reuse.Member.Release] does for those that have an owner.
 func hideDatagrams(r *state.Record) {
 	for _, l := range r.Listeners {
-		if a, err := reuse.ExactAddress(l.Network, l.Address, false); err == nil && l.Network == "udp" && !a.Is4() {
+		if a, err := reuse.ExactAddress(l.Network, l.Address, l.V6Only); err == nil && l.Network == "udp" && !a.Is4() {
 			for _, ino := range l.Inodes {
 				borrowFromOrphan(r, ino, reuse.Hide)
 			}

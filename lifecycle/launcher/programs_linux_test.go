@@ -211,7 +211,7 @@ func (c programConfig) serve() error {
 		}
 	}
 	lc := net.ListenConfig{}
-	if c.Share || c.Sockets > 1 {
+	if c.Share || c.Sockets > 1 || c.Reopen || os.Getenv("WORKER_OF") != "" {
 		lc.Control = reuseport.Control
 		lc.SetMultipathTCP(false)
 	}
@@ -271,7 +271,7 @@ func (c programConfig) reopenAtSignal(srv *http.Server, ln net.Listener) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGUSR2)
 	<-signals
-	again, err := net.Listen("tcp", ln.Addr().String())
+	again, err := reuseport.Listen("tcp", ln.Addr().String())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "program: reopen:", err)
 		os.Exit(20)
@@ -339,6 +339,7 @@ func (c programConfig) handler() http.Handler {
 	mux := http.NewServeMux()
 	well := time.Now().Add(time.Second)
 	mux.HandleFunc("/shared", shared)
+	new(ports).handle(mux)
 	generation := os.Getenv("OVERLAP_GENERATION")
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Overlap-Generation", generation)

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,8 +26,10 @@ const (
 	straggler = 300 * time.Millisecond
 	// shortest is between two looks for a socket that is about to listen.
 	shortest = 250 * time.Microsecond
-	// giveUp is when such a socket is no longer looked at while the generation serves.
+	// giveUp is when such a socket is no longer looked at while the generation serves, unless it listens after all.
 	giveUp = 10 * time.Second
+	// maxSilent is how many of these are remembered.
+	maxSilent = 4096
 )
 
 // sockets follow the listeners of a generation's program.
@@ -36,17 +40,22 @@ type sockets struct {
 
 	mu       sync.Mutex
 	pending  map[uint64]pending
-	reason   error // why a bind was refused
+	silent   map[uint64]pending // those that did not listen for long, and may yet
+	reason   error              // why a bind was refused
 	wake     chan struct{}
 	stop     chan struct{}
 	stopOnce sync.Once
 	running  sync.WaitGroup
+	serving  atomic.Bool  // what comes, comes while the generation serves
 	watched  map[int]bool // processes that have bound a socket
 	looking  *time.Timer  // until the next look after something happened
 }
 
 // pending is a socket that is bound, or about to be, and does not listen yet.
 type pending struct {
+	address reuse.Address
+	uid     int
+	// member is nil for one of an address that is new while the generation serves: see [sockets.bind].
 	member *reuse.Member
 	pid    int
 	fd     int // in that process, when it was bound
@@ -54,7 +63,7 @@ type pending struct {
 }
 
 func newSockets(g *generation) *sockets {
-	return &sockets{g: g, pending: map[uint64]pending{}, watched: map[int]bool{}, wake: make(chan struct{}, 1), stop: make(chan struct{})}
+	return &sockets{g: g, pending: map[uint64]pending{}, silent: map[uint64]pending{}, watched: map[int]bool{}, wake: make(chan struct{}, 1), stop: make(chan struct{})}
 }
 
 // bind is called before each bind of the program to a fixed port, while the program waits.
@@ -69,6 +78,12 @@ func (s *sockets) bind(b intercept.Bind) error {
 		s.refuse(err)
 		return fmt.Errorf("%w: %w", syscall.EOPNOTSUPP, err)
 	}
+	if s.taken(a, b) {
+		return syscall.EADDRINUSE
+	}
+	if b.Network == "tcp" && s.serving.Load() && s.member(a) == nil {
+		return s.open(a, b)
+	}
 	s.joining.Lock()
 	defer s.joining.Unlock()
 	m, err := s.join(a, b.UID)
@@ -80,7 +95,12 @@ func (s *sockets) bind(b intercept.Bind) error {
 		return fmt.Errorf("%w: %w", syscall.EADDRINUSE, err)
 	}
 	if b.Socket != nil {
-		if err := share(b.Socket, a, b.LastReach); err != nil {
+		// A client may have a fixed port too: the gate comes when it listens.
+		set := reuse.ShareUngated
+		if b.Network == "udp" && !b.LastReach {
+			set = reuse.Share
+		}
+		if err := withDescriptor(b.Socket, func(fd int) error { return set(fd, a) }); err != nil {
 			s.refuse(err)
 			return err
 		}
@@ -89,7 +109,7 @@ func (s *sockets) bind(b intercept.Bind) error {
 	// It may listen before it is a member's, while the program binds another that overlaps it.
 	s.g.owner.Claim(b.Inode)
 	s.mu.Lock()
-	s.pending[b.Inode] = pending{m, b.PID, b.FD, time.Now()}
+	s.pending[b.Inode] = pending{a, b.UID, m, b.PID, b.FD, time.Now()}
 	s.mu.Unlock()
 	s.poke()
 	s.watch(b.PID)
@@ -99,19 +119,121 @@ func (s *sockets) bind(b intercept.Bind) error {
 	return nil
 }
 
-// share gives the program's socket the option that it never asked for, and the gate, unless
-// nobody could open it.
-func share(f *os.File, a reuse.Address, ungated bool) error {
-	set := reuse.Share
-	if ungated {
-		set = reuse.ShareUngated
+// open is bind for a port that the serving generation opens anew. Its clients must not wait for the launcher, and
+// there is nobody to keep them from: it joins no group before it listens, and is steered then.
+func (s *sockets) open(a reuse.Address, b intercept.Bind) error {
+	if b.Socket != nil {
+		if err := withDescriptor(b.Socket, func(fd int) error { return reuse.ShareUngated(fd, a) }); err != nil {
+			return err
+		}
 	}
+	s.mu.Lock()
+	s.rememberLocked(b.Inode, pending{a, b.UID, nil, b.PID, b.FD, time.Now()})
+	s.mu.Unlock()
+	s.watch(b.PID)
+	return nil
+}
+
+// steer makes a socket that was opened so the generation's, now that it listens.
+func (s *sockets) steer(ino uint64, p pending) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	s.joining.Lock()
+	defer s.joining.Unlock()
+	s.g.owner.Claim(ino)
+	m, err := s.g.owner.MemberOf(ctx, p.address, p.uid)
+	if err == nil {
+		err = m.ForUser(p.uid)
+	}
+	if err != nil {
+		return err
+	}
+	control := s.control(ino, p)
+	err = m.AnchorBehind([]uint64{ino}, func(_ uint64, f func(fd int) error) error {
+		if control == nil {
+			return reuse.ErrUnreachable
+		}
+		return control(f)
+	})
+	if err == nil {
+		m.Adopt(ino, control)
+	}
+	return err
+}
+
+// control is how a socket is reached, nil where it can't be.
+func (s *sockets) control(ino uint64, p pending) func(func(fd int) error) error {
+	if s.g.program.tap.Mode() == intercept.Make {
+		return nil
+	}
+	return s.borrow(p.pid, p.fd, ino)
+}
+
+// rememberLocked keeps a socket in mind that may listen some time.
+func (s *sockets) rememberLocked(ino uint64, p pending) {
+	if len(s.silent) >= maxSilent {
+		oldest := slices.MinFunc(slices.Collect(maps.Keys(s.silent)), func(a, b uint64) int {
+			return s.silent[a].since.Compare(s.silent[b].since)
+		})
+		delete(s.silent, oldest)
+	}
+	s.silent[ino] = p
+}
+
+// member is that of an address, or nil.
+func (s *sockets) member(a reuse.Address) *reuse.Member {
+	all := s.g.owner.Members()
+	if i := slices.IndexFunc(all, func(m *reuse.Member) bool { return m.Address() == a }); i >= 0 {
+		return all[i]
+	}
+	return nil
+}
+
+// listen is called before a socket of the program listens, while the program waits.
+func (s *sockets) listen(l intercept.Listen) error {
+	s.mu.Lock()
+	p, ok := s.pending[l.Inode]
+	if !ok {
+		if p, ok = s.silent[l.Inode]; ok {
+			delete(s.silent, l.Inode)
+		}
+	}
+	if ok {
+		p.pid, p.fd, p.since = l.PID, l.FD, time.Now()
+		s.pending[l.Inode] = p
+	}
+	s.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	s.poke()
+	if l.Socket == nil || p.member == nil {
+		return nil
+	}
+	return withDescriptor(l.Socket, func(fd int) error { return reuse.Share(fd, p.address) })
+}
+
+// taken reports whether the kernel would refuse a bind because the program itself has the address already: to share its
+// port is for the next generation only, unless the program wants it.
+func (s *sockets) taken(a reuse.Address, b intercept.Bind) bool {
+	if b.Shares {
+		return false
+	}
+	m := s.member(a)
+	if m == nil || len(m.Inodes()) == 0 {
+		return false
+	}
+	closed, _ := s.closed()
+	return slices.ContainsFunc(m.Inodes(), func(ino uint64) bool { return closed[ino] == nil })
+}
+
+func withDescriptor(f *os.File, do func(fd int) error) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var inner error
-	if err := raw.Control(func(fd uintptr) { inner = set(int(fd), a) }); err != nil {
+	if err := raw.Control(func(fd uintptr) { inner = do(int(fd)) }); err != nil {
 		return err
 	}
 	return inner
@@ -123,15 +245,7 @@ func (s *sockets) made(f *os.File, domain, typ int) error {
 	if typ != unix.SOCK_STREAM {
 		return nil
 	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var inner error
-	if err := raw.Control(func(fd uintptr) { inner = reuse.ShareOpen(int(fd), domain == unix.AF_INET) }); err != nil {
-		return err
-	}
-	return inner
+	return withDescriptor(f, func(fd int) error { return reuse.ShareOpen(fd, domain == unix.AF_INET) })
 }
 
 // keep says whether a socket that was made must be reached at its bind: the option is not for
@@ -255,19 +369,31 @@ func (s *sockets) look() error {
 			return err
 		}
 	}
+	opened, err := s.lookAtPending()
+	for ino, p := range opened {
+		if err := s.steer(ino, p); err != nil {
+			s.g.log.Warn("a port that the program has opened is not steered", "address", p.address, "error", err)
+		}
+	}
+	return err
+}
+
+// lookAtPending returns those that listen and have no member.
+func (s *sockets) lookAtPending() (opened map[uint64]pending, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.pending) == 0 {
-		return nil
+		return nil, nil
 	}
 	diag, err := sockdiag.Open()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer diag.Close()
+	opened = map[uint64]pending{}
 	seen := map[reuse.Address][]sockdiag.Socket{}
 	for ino, p := range s.pending {
-		a := p.member.Address()
+		a := p.address
 		there, ok := seen[a]
 		if !ok {
 			list := diag.Listeners
@@ -275,20 +401,21 @@ func (s *sockets) look() error {
 				list = diag.Datagrams
 			}
 			if there, err = list(a.AddrPort.Port()); err != nil {
-				return err
+				return opened, err
 			}
 			seen[a] = there
 		}
-		if slices.ContainsFunc(there, func(d sockdiag.Socket) bool { return d.Inode == ino }) {
-			control := s.borrow(p.pid, p.fd, ino)
-			if s.g.program.tap.Mode() == intercept.Make {
-				control = nil
-			}
-			p.member.Adopt(ino, control)
-			delete(s.pending, ino)
+		if !slices.ContainsFunc(there, func(d sockdiag.Socket) bool { return d.Inode == ino }) {
+			continue
 		}
+		delete(s.pending, ino)
+		if p.member == nil {
+			opened[ino] = p
+			continue
+		}
+		p.member.Adopt(ino, s.control(ino, p))
 	}
-	return nil
+	return opened, nil
 }
 
 // missing names what the program does not listen on yet, "" is nothing.
@@ -313,7 +440,7 @@ func (s *sockets) missing() string {
 	defer s.mu.Unlock()
 	for _, p := range s.pending {
 		if time.Since(p.since) < straggler {
-			return p.member.Address().String()
+			return p.address.String()
 		}
 	}
 	return ""
@@ -338,6 +465,7 @@ func same(a, wanted reuse.Address) bool {
 // follow looks after sockets that come while the generation serves, those first that were bound
 // before and did not listen in time.
 func (s *sockets) follow() {
+	s.serving.Store(true)
 	s.running.Go(func() {
 		s.catchUp()
 		for {
@@ -382,6 +510,7 @@ func (s *sockets) count() int {
 	for ino, p := range s.pending {
 		if time.Since(p.since) > giveUp {
 			delete(s.pending, ino)
+			s.rememberLocked(ino, p)
 		}
 	}
 	return len(s.pending)

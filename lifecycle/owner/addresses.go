@@ -257,7 +257,7 @@ func (o *Owner) listeners() []listener {
 			continue
 		}
 		all = append(all, listener{Network: at.Network, Address: at.String(), V6Only: at.V6Only, UID: o.cfg.UID,
-			Inodes: a.member.Inodes(), Sockets: a.member.Sockets()})
+			Inodes: a.member.Inodes(), Sockets: a.member.Sockets(), Unused: !a.member.Used()})
 	}
 	return all
 }

@@ -168,8 +168,11 @@ func (o *Owner) recordedLocked() []state.Listener {
 			all = append(all, state.Listener{Network: "unix", Address: a.path, Inodes: []uint64{a.unix.Inode()}})
 			continue
 		}
+		if !a.member.Used() {
+			continue // a client's, or not yet
+		}
 		at := a.member.Address()
-		all = append(all, state.Listener{Network: at.Network, Address: at.String(), Inodes: a.member.Inodes()})
+		all = append(all, state.Listener{Network: at.Network, Address: at.String(), V6Only: at.V6Only, Inodes: a.member.Inodes()})
 	}
 	return all
 }

@@ -43,7 +43,7 @@ func complete(r *state.Record) {
 		return
 	}
 	for i, l := range r.Listeners {
-		a, err := reuse.ExactAddress(l.Network, l.Address, false)
+		a, err := reuse.ExactAddress(l.Network, l.Address, l.V6Only)
 		if err != nil {
 			continue
 		}

@@ -47,6 +47,8 @@ type listener struct {
 	Inodes  []uint64 `json:"inodes,omitempty"`
 	// Sockets are the inodes with those of the placeholders.
 	Sockets []uint64 `json:"sockets,omitempty"`
+	// Unused says that nothing has listened there yet.
+	Unused bool `json:"unused,omitempty"`
 }
 
 // place names an address in a reserve message.

@@ -107,7 +107,7 @@ func (o *Owner) Expected() []reuse.Address {
 	}
 	var all []reuse.Address
 	for _, l := range p.listeners {
-		if l.Network == "unix" {
+		if l.Network == "unix" || l.Unused {
 			continue
 		}
 		a, err := reuse.ExactAddress(l.Network, l.Address, l.V6Only)
@@ -210,7 +210,7 @@ func rank(r state.Record) int {
 func recordedListeners(r state.Record) []listener {
 	var all []listener
 	for _, l := range r.Listeners {
-		all = append(all, listener{Network: l.Network, Address: l.Address, UID: -1, Inodes: l.Inodes, Sockets: l.Inodes})
+		all = append(all, listener{Network: l.Network, Address: l.Address, V6Only: l.V6Only, UID: -1, Inodes: l.Inodes, Sockets: l.Inodes})
 	}
 	return all
 }

@@ -42,6 +42,8 @@ type Listener struct {
 	Network string `json:"network"`
 	// Address is host and port, or a path.
 	Address string `json:"address"`
+	// V6Only is IPV6_V6ONLY of an IPv6 wildcard.
+	V6Only bool `json:"v6only,omitempty"`
 	// Inodes are the sockets' inodes, as sock_diag(7) and /proc/PID/fd show them; a
 	// generation may have several sockets for one address.
 	Inodes []uint64 `json:"inodes,omitempty"`

@@ -18,7 +18,7 @@
 //
 // Each program is started from a thread of the launcher's that is made for it, and
 // ends with the start. That thread installs a seccomp filter on itself, which turns
-// bind(2) into a notification (seccomp_unotify(2)), and starts the program, which
+// bind(2) and listen(2) into notifications (seccomp_unotify(2)), and starts the program, which
 // inherits the filter. So the filter is there before the program's first
 // instruction, works for static binaries, is inherited by all its threads and
 // children, and costs no process between the launcher and the program. There are
@@ -36,8 +36,8 @@
 //     and /proc/PID/fd, which Docker's profile allows: by a copy that is kept from
 //     socket(2) on ([Options.Keep]), found again by its inode. A stream socket should not
 //     be kept: until the copy is closed, the program's close(2) sends no FIN. So
-//     what decides about its group and can't be seen from outside, IPV6_V6ONLY and
-//     SO_BINDTODEVICE, is read when the program sets it: one more wake-up for each
+//     what decides about its group and can't be seen from outside, IPV6_V6ONLY,
+//     SO_BINDTODEVICE and SO_REUSEPORT, is read when the program sets it: one more wake-up for each
 //     IPv6 socket of programs that set the former on each (Go's and Java's do).
 //
 // # Limits
@@ -46,9 +46,9 @@
 //     memory, and the kernel reads it once more after the launcher's answer; a
 //     program that wants to can change it in between (seccomp_unotify(2), NOTES).
 //     Calls of another architecture (i386 and x32 on x86-64, 32-bit Arm on arm64)
-//     are let through untouched, and so are io_uring's bind and setsockopt.
+//     are let through untouched, and so are io_uring's bind, listen and setsockopt.
 //   - When the launcher dies, or closes its [Tap], each later intercepted call of
-//     the program fails with ENOSYS. With Fetch these are its later binds, and
+//     the program fails with ENOSYS. With Fetch these are its later binds and listens, and
 //     attempts to steer; with Make all its later IPv4 and IPv6 sockets. Make is therefore chosen by itself
 //     only where the program ends with the launcher.
 //   - A process has at most one filter with notifications. Where one is in force

@@ -38,8 +38,9 @@ func auditArch() (uint32, bool) {
 // what goes on nothing: the kernel sees beforehand which calls the program lets
 // through whatever their arguments, and skips it for them (Linux 5.11).
 //
-// With bind(2) go the options of setsockopt(2) that decide about the socket's group,
-// as far as they can't be read at the bind: see optionFilter.
+// With bind(2) go listen(2), which tells a server's socket from a client's with a fixed port, and the options
+// of setsockopt(2) that decide about the socket's group, as far as they can't be read at the bind: see
+// optionFilter.
 //
 // A bind with an address too short for IPv4 (netlink's has 12 bytes) is not
 // notified. x32 calls have a bit in their number that makes them differ from
@@ -71,6 +72,7 @@ func program(arch uint32, bind, socket bool) []bpf.Instruction {
 		options := optionFilter(socket)
 		p = append(p, bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.SYS_SETSOCKOPT, SkipFalse: uint8(len(options))})
 		p = append(p, options...)
+		p = append(p, bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.SYS_LISTEN, SkipFalse: 1}, ret(notify))
 	}
 	p = append(p,
 		equal(unix.SYS_SOCKET, 1),
@@ -119,7 +121,7 @@ func optionFilter(made bool) []bpf.Instruction {
 	names := steeringOptions
 	if made {
 		p = append(p, level(unix.IPPROTO_IPV6, is([]uint32{unix.IPV6_V6ONLY}))...)
-		names = slices.Concat(names, deviceOptions)
+		names = slices.Concat(names, deviceOptions, []uint32{unix.SO_REUSEPORT})
 	}
 	return append(append(p, level(unix.SOL_SOCKET, is(names))...), allow)
 }

@@ -73,6 +73,8 @@ type Bind struct {
 	// Device is the index of the network device that the socket is bound to
 	// (SO_BINDTODEVICE), 0 for none.
 	Device int
+	// Shares is the socket's SO_REUSEPORT, as the program set it.
+	Shares bool
 	// Socket is a copy of the program's socket. It is closed when the callback
 	// returns. Its file status flags are the program's own: do not change
 	// O_NONBLOCK. In Make mode it is nil but for a first bind of what
@@ -98,6 +100,16 @@ func (b Bind) Steered() {
 	}
 }
 
+// Listen is a listen(2) of a program that waits for its answer.
+type Listen struct {
+	// PID is the process, and FD its descriptor.
+	PID, FD int
+	// Inode is the socket's inode number. In Make mode the socket may listen already, and be of any kind.
+	Inode uint64
+	// Socket is a copy of the program's socket, valid during the callback; nil in Make mode.
+	Socket *os.File
+}
+
 // Options say what the launcher does at the program's calls. The zero value
 // refuses MPTCP sockets and does nothing else.
 type Options struct {
@@ -110,6 +122,8 @@ type Options struct {
 	// the Tap. It can be nil. In Make mode it is called only where the launcher
 	// has access to the program's memory.
 	Bind func(Bind) error
+	// Listen is called before a listen(2) of a TCP socket, as Bind is. It can be nil.
+	Listen func(Listen) error
 	// Make says which sockets the launcher makes, in Make mode: typ is
 	// SOCK_STREAM or SOCK_DGRAM, proto as the program asked. nil means all.
 	Make func(domain, typ, proto int) bool

@@ -22,6 +22,7 @@ var deviceOptions = []uint32{unix.SO_BINDTODEVICE, unix.SO_BINDTOIFINDEX}
 type settings struct {
 	v6only *bool // nil: as it was made
 	device int
+	shares bool // SO_REUSEPORT
 }
 
 // Bounds of what is remembered. A program binds a server's socket right after it has made it. The others
@@ -81,13 +82,17 @@ func (t *Tap) option(c call) (done bool) {
 		set.v6only = &on
 	case name == unix.SO_BINDTODEVICE || name == unix.SO_BINDTOIFINDEX:
 		set.device, ok = readDevice(tid, name, c.n.Args[3], int(int32(c.n.Args[4])))
+	case name == unix.SO_REUSEPORT:
+		set.shares, ok = readSwitch(tid, c.n.Args[3], int(int32(c.n.Args[4])))
 	default:
 		return t.leftOut(network, st.Ino) && sameNetwork(tid) && c.valid()
 	}
-	if ok && c.valid() {
-		t.set.put(st.Ino, set, maxSet)
+	if !ok || !c.valid() {
+		return false
 	}
-	return false
+	t.set.put(st.Ino, set, maxSet)
+	// What was made for the program shares its port. It may say so, and must not undo it.
+	return name == unix.SO_REUSEPORT && level == unix.SOL_SOCKET && network == "tcp" && !set.shares && sameNetwork(tid)
 }
 
 // leftOut reports whether a socket can't be steered by the program. One of TCP never can: a program that it gets

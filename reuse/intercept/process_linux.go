@@ -133,6 +133,7 @@ func describe(fd int, b *Bind) (ok bool) {
 	}
 	b.V6Only = b.Family == unix.AF_INET6 && option(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY) == 1
 	b.Device = max(0, option(unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)) // Linux 5.1
+	b.Shares = option(unix.SOL_SOCKET, unix.SO_REUSEPORT) == 1
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return false

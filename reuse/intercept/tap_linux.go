@@ -178,6 +178,8 @@ func (t *Tap) serve() {
 		switch n.Number {
 		case unix.SYS_BIND:
 			c.answer(t.bind(c))
+		case unix.SYS_LISTEN:
+			c.answer(t.listen(c))
 		case unix.SYS_SOCKET:
 			if verdict, answered := t.socket(c); !answered {
 				c.answer(verdict)
@@ -267,6 +269,9 @@ func (t *Tap) bind(c call) syscall.Errno {
 	if tid == 0 {
 		return missed(errors.New("the process is not visible from the launcher's PID namespace"))
 	}
+	if !sameNetwork(tid) {
+		return goOn // its ports are others
+	}
 	b := Bind{FD: fd, tap: t}
 	copied := -1
 	if t.mode == Make {
@@ -304,7 +309,7 @@ func (t *Tap) bind(c call) syscall.Errno {
 			return missed(err)
 		}
 		set := t.set.of[b.Inode]
-		b.Device = set.device
+		b.Device, b.Shares = set.device, set.shares
 		switch {
 		case b.Family != unix.AF_INET6:
 		case set.v6only != nil:

@@ -1,0 +1,137 @@
+package launcher_test
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"overlap/lifecycle/control"
+)
+
+// What a program does with ports beside its own goes as it goes without a launcher. What the program of these tests
+// does with them: see ports.
+
+// TestFixedSourcePort: a client's connection from a port of its choice, which never listens: it is
+// made, and no reload waits for that port.
+func TestFixedSourcePort(t *testing.T) {
+	reached(t, func(t *testing.T, s *service) {
+		addr, from := free(t, "tcp", "127.0.0.1"), free(t, "tcp", "127.0.0.1")
+		s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}})
+		s.start()
+		for n := range 3 {
+			g := s.serving(n)
+			if _, body, err := get(addr, "/from/"+from); err != nil || body != "connected\n" {
+				t.Fatalf("from a fixed port: %q, %v", body, err)
+			}
+			if len(g.Listeners) != 1 {
+				t.Errorf("listeners %+v", g.Listeners)
+			}
+			if out := s.tryReload(control.ReloadRequest{Timeout: 10 * time.Second}); out.Outcome != control.OutcomeSwitched {
+				t.Fatalf("%+v", out)
+			}
+		}
+	})
+}
+
+// TestTakenPort: a program that looks for a free port does not find its own.
+func TestTakenPort(t *testing.T) {
+	reached(t, func(t *testing.T, s *service) {
+		addr := free(t, "tcp", "127.0.0.1")
+		s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}})
+		s.start()
+		s.serving(0)
+		s.reload()
+		for _, want := range []string{"EADDRINUSE", "EADDRINUSE"} { // and it stays so
+			if _, body, err := get(addr, "/listen/"+addr); err != nil || !strings.HasPrefix(body, want) {
+				t.Errorf("a second bind: %q, %v", body, err)
+			}
+		}
+		s.mustAsk(addr, s.alone().Generation)
+	})
+}
+
+// TestPortOpenedWhileServing: its first client does not wait for the launcher, and its second generation has it too.
+func TestPortOpenedWhileServing(t *testing.T) {
+	reached(t, func(t *testing.T, s *service) {
+		addr := free(t, "tcp", "127.0.0.1")
+		s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}})
+		s.start()
+		s.serving(0)
+		for range 20 {
+			later := free(t, "tcp", "127.0.0.1")
+			if _, body, err := get(addr, "/listen/"+later); err != nil || body != "listens\n" {
+				t.Fatalf("%q, %v", body, err)
+			}
+			if again, err := dialed(later); err != nil || again {
+				t.Errorf("the first client of a new port: %v; its SYN was sent again: %v", err, again)
+			}
+			eventually(t, func() error {
+				for _, l := range s.serving(0).Listeners {
+					if l.Address == later {
+						return nil
+					}
+				}
+				return fmt.Errorf("%s is not the generation's", later)
+			})
+			if again, err := dialed(later); err != nil || again {
+				t.Errorf("a client of a new port: %v; its SYN was sent again: %v", err, again)
+			}
+			if _, body, err := get(addr, "/close/"+later); err != nil || body != "closed\n" {
+				t.Fatalf("%q, %v", body, err)
+			}
+		}
+	})
+}
+
+// TestListensLate: a socket that was bound early and listens when it is looked at no more.
+func TestListensLate(t *testing.T) {
+	reached(t, func(t *testing.T, s *service) {
+		addr, late := free(t, "tcp", "127.0.0.1"), free(t, "tcp", "127.0.0.1")
+		s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}})
+		s.start()
+		s.serving(0)
+		if _, body, err := get(addr, "/late/"+late); err != nil || body != "bound\n" {
+			t.Fatalf("%q, %v", body, err)
+		}
+		eventually(t, func() error { _, err := dialed(late); return err })
+		eventually(t, func() error {
+			if n := len(s.serving(0).Listeners); n != 2 {
+				return fmt.Errorf("%d listeners", n)
+			}
+			return nil
+		})
+	})
+}
+
+// dialed connects, and says whether the first SYN was lost.
+func dialed(addr string) (again bool, err error) {
+	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var info *unix.TCPInfo
+	raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
+	return err == nil && info.Total_retrans > 0, err
+}
+
+// TestSaysUnshared: a program that turns SO_REUSEPORT off, which is off, is handed over as any other.
+func TestSaysUnshared(t *testing.T) {
+	reached(t, func(t *testing.T, s *service) {
+		addr := free(t, "tcp", "127.0.0.1")
+		s.goProgram(programConfig{Kind: "polite", Option: "unshared", Listen: []string{addr}})
+		s.start()
+		s.serving(0)
+		for range 3 {
+			s.mustAsk(addr, s.reload().To)
+		}
+	})
+}
