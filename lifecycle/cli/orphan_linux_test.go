@@ -3,6 +3,9 @@ package cli
 import (
 	"bufio"
 	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -19,22 +22,7 @@ import (
 
 // A program whose launcher was killed serves on: status says so, reload cannot, stop ends it.
 func TestProgramWithoutLauncher(t *testing.T) {
-	program := exec.Command(os.Args[0])
-	program.Env = append(os.Environ(), envListen+"=127.0.0.1:0", "GORACE=atexit_sleep_ms=0")
-	stdout, err := program.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := program.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer program.Wait()
-	defer program.Process.Kill()
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := netip.MustParseAddrPort(strings.TrimSpace(line))
+	program, addr := startProgram(t, os.Geteuid())
 	root := filepath.Join(t.TempDir(), "state")
 	writeOrphan(t, root, program.Process.Pid, addr)
 
@@ -58,6 +46,121 @@ func TestProgramWithoutLauncher(t *testing.T) {
 	}
 	if code, _, _ := call(root, "status"); code != ExitNotRunning {
 		t.Errorf("status: %d", code)
+	}
+}
+
+// startProgram starts what a launcher that died would have left.
+func startProgram(t *testing.T, uid int) (*exec.Cmd, netip.AddrPort) {
+	t.Helper()
+	// The test binary may lie where another user cannot reach it: a descriptor can.
+	self, err := os.Open(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.Close()
+	program := exec.Command("/proc/self/fd/3")
+	program.ExtraFiles = []*os.File{self}
+	program.Dir = "/"
+	if uid != os.Geteuid() {
+		program.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	}
+	program.Env = append(os.Environ(), envListen+"=127.0.0.1:0", "GORACE=atexit_sleep_ms=0")
+	stdout, err := program.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := program.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		program.Process.Kill()
+		program.Wait()
+	})
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program, netip.MustParseAddrPort(strings.TrimSpace(line))
+}
+
+const another = 12345 // a user
+
+// What another user's record names is not ended by root unless it is that user's.
+func TestRecordOfAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root finds services of other users")
+	}
+	for name, owned := range map[string]bool{"program": false, "owner": true} {
+		t.Run(name, func(t *testing.T) {
+			program, addr := startProgram(t, 0)
+			root := filepath.Join(t.TempDir(), "state")
+			writeOrphan(t, root, program.Process.Pid, addr)
+			if owned {
+				ownFor(t, root, program.Process.Pid)
+			}
+			giveAway(t, root)
+			code, _, words := call(root, "stop", "--timeout", "1ms")
+			if code != ExitFailed || !strings.Contains(words, fmt.Sprintf("user %d could not", another)) {
+				t.Errorf("stop: %d\n%s", code, words)
+			}
+			if id, err := process.Of(program.Process.Pid); err != nil || !id.Alive() {
+				t.Errorf("root's process was ended: %v", err)
+			}
+		})
+	}
+}
+
+// Root ends what is another user's for that user, who removes the record.
+func TestProgramOfAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root finds services of other users")
+	}
+	program, addr := startProgram(t, another)
+	root := filepath.Join(t.TempDir(), "state")
+	writeOrphan(t, root, program.Process.Pid, addr)
+	giveAway(t, root)
+	if code, _, words := call(root, "stop"); code != ExitOK {
+		t.Errorf("stop: %d\n%s", code, words)
+	}
+	program.Wait()
+	if s := program.ProcessState.Sys().(syscall.WaitStatus); s.Signal() != syscall.SIGTERM {
+		t.Errorf("the program ended by %v", s)
+	}
+}
+
+// ownFor has the generation of writeOrphan's record owned by a process that does not answer.
+func ownFor(t *testing.T, root string, pid int) {
+	t.Helper()
+	dir, err := state.Open(root, "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	r, err := dir.Read(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Owner, err = process.Of(pid); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := dir.Own(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { lock.Unlock() })
+	if err := dir.Write(r); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// giveAway makes a state directory another user's.
+func giveAway(t *testing.T, root string) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, os.Lchown(path, another, -1))
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
