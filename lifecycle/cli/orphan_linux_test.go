@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,10 +12,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"overlap/lifecycle/control"
 	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
 	"overlap/reuse"
@@ -126,6 +129,45 @@ func TestProgramOfAnotherUser(t *testing.T) {
 	if s := program.ProcessState.Sys().(syscall.WaitStatus); s.Signal() != syscall.SIGTERM {
 		t.Errorf("the program ended by %v", s)
 	}
+}
+
+// A link to the socket of root's own service, in another user's directory, does not lead there.
+func TestSocketOfAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root finds services of other users")
+	}
+	socket := filepath.Join(t.TempDir(), "1.sock")
+	var asked witness
+	server, err := control.Serve(socket, &asked, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close(t.Context())
+	program, addr := startProgram(t, 0)
+	root := filepath.Join(t.TempDir(), "state")
+	writeOrphan(t, root, program.Process.Pid, addr)
+	ownFor(t, root, program.Process.Pid)
+	if err := os.Symlink(socket, filepath.Join(root, "web", "3.sock")); err != nil {
+		t.Fatal(err)
+	}
+	giveAway(t, root)
+	if code, out, words := call(root, "status"); code != ExitFailed || !strings.Contains(out, "(no answer)") {
+		t.Errorf("status: %d\n%s%s", code, out, words)
+	}
+	if asked.Load() {
+		t.Error("root's service was asked")
+	}
+}
+
+// witness is a backend that takes note of a question for its status.
+type witness struct {
+	control.Backend
+	atomic.Bool
+}
+
+func (w *witness) Status(context.Context, bool) (control.Status, error) {
+	w.Store(true)
+	return control.Status{Service: "web", Generations: []control.Generation{{Generation: 3, State: state.Serving}}}, nil
 }
 
 // ownFor has the generation of writeOrphan's record owned by a process that does not answer.

@@ -47,7 +47,7 @@ func (s *service) close() {
 }
 
 func (s *service) client(g generation) *control.Client {
-	return control.Dial(s.dir.SocketPath(g.Generation.Generation))
+	return control.DialUser(s.dir.SocketPath(g.Generation.Generation), s.dir.UID())
 }
 
 // serving is the newest generation that serves, or whose program is about to be started again, and
@@ -230,9 +230,10 @@ func (p *program) examine(ctx context.Context, dir *state.Dir, n int) (*generati
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	ask := control.Dial(dir.SocketPath(n)).Brief
+	client := control.DialUser(dir.SocketPath(n), dir.UID())
+	ask := client.Brief
 	if p.counts {
-		ask = control.Dial(dir.SocketPath(n)).Status
+		ask = client.Status
 	}
 	status, asked := ask(ctx)
 	switch {
