@@ -27,7 +27,7 @@ import (
 func TestProgramWithoutLauncher(t *testing.T) {
 	program, addr := startProgram(t, os.Geteuid())
 	root := filepath.Join(t.TempDir(), "state")
-	writeOrphan(t, root, program.Process.Pid, addr)
+	writeOrphan(t, root, "web", program.Process.Pid, addr)
 
 	if code, out, _ := call(root, "status"); code != ExitOK || !strings.Contains(out, "serving (no launcher)") {
 		t.Errorf("status: %d\n%s", code, out)
@@ -97,7 +97,7 @@ func TestRecordOfAnotherUser(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			program, addr := startProgram(t, 0)
 			root := filepath.Join(t.TempDir(), "state")
-			writeOrphan(t, root, program.Process.Pid, addr)
+			writeOrphan(t, root, "web", program.Process.Pid, addr)
 			if owned {
 				ownFor(t, root, program.Process.Pid)
 			}
@@ -120,7 +120,7 @@ func TestProgramOfAnotherUser(t *testing.T) {
 	}
 	program, addr := startProgram(t, another)
 	root := filepath.Join(t.TempDir(), "state")
-	writeOrphan(t, root, program.Process.Pid, addr)
+	writeOrphan(t, root, "web", program.Process.Pid, addr)
 	giveAway(t, root)
 	if code, _, words := call(root, "stop"); code != ExitOK {
 		t.Errorf("stop: %d\n%s", code, words)
@@ -145,7 +145,7 @@ func TestSocketOfAnotherUser(t *testing.T) {
 	defer server.Close(t.Context())
 	program, addr := startProgram(t, 0)
 	root := filepath.Join(t.TempDir(), "state")
-	writeOrphan(t, root, program.Process.Pid, addr)
+	writeOrphan(t, root, "web", program.Process.Pid, addr)
 	ownFor(t, root, program.Process.Pid)
 	if err := os.Symlink(socket, filepath.Join(root, "web", "3.sock")); err != nil {
 		t.Fatal(err)
@@ -168,6 +168,47 @@ type witness struct {
 func (w *witness) Status(context.Context, bool) (control.Status, error) {
 	w.Store(true)
 	return control.Status{Service: "web", Generations: []control.Generation{{Generation: 3, State: state.Serving}}}, nil
+}
+
+// Root's own service is meant, whatever another user calls one; where it has none of the name, the other's is.
+func TestOwnServiceFirst(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root finds services of other users")
+	}
+	const name = "test-own-service-first"
+	own := filepath.Join(t.TempDir(), "state")
+	t.Setenv("RUNTIME_DIRECTORY", own)
+	t.Setenv("TMPDIR", t.TempDir())
+	theirs := filepath.Join(os.Getenv("TMPDIR"), "overlap-evil")
+	status := func() (code int, stdout, stderr string) {
+		var out, words bytes.Buffer
+		code = Main([]string{"overlap", "status", name}, &out, &words)
+		return code, out.String(), words.String()
+	}
+	there, at := startProgram(t, another)
+	writeOrphan(t, theirs, name, there.Process.Pid, at)
+	giveAway(t, theirs)
+	if code, out, words := status(); code != ExitOK || !strings.Contains(out, at.String()) {
+		t.Errorf("status of another user's: %d\n%s%s", code, out, words)
+	}
+	here, addr := startProgram(t, 0)
+	writeOrphan(t, own, name, here.Process.Pid, addr)
+	if code, out, words := status(); code != ExitOK || !strings.Contains(out, addr.String()) || strings.Contains(out, at.String()) {
+		t.Errorf("status: %d\n%s%s", code, out, words)
+	}
+	// What cannot be read there is no failure of root's.
+	if err := os.RemoveAll(own); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(theirs, name)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(own, filepath.Join(theirs, name)); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, words := status(); code != ExitNotRunning || !strings.Contains(words, "overlap: warning: ") {
+		t.Errorf("status beside a link: %d\n%s", code, words)
+	}
 }
 
 // ownFor has the generation of writeOrphan's record owned by a process that does not answer.
@@ -207,7 +248,7 @@ func giveAway(t *testing.T, root string) {
 }
 
 // writeOrphan writes what a launcher that died would have left.
-func writeOrphan(t *testing.T, root string, pid int, addr netip.AddrPort) {
+func writeOrphan(t *testing.T, root, name string, pid int, addr netip.AddrPort) {
 	t.Helper()
 	there, err := reuse.Listening("tcp", addr.Port())
 	if err != nil || len(there) != 1 {
@@ -219,12 +260,12 @@ func writeOrphan(t *testing.T, root string, pid int, addr netip.AddrPort) {
 	}
 	dead := id
 	dead.PID, dead.Start = 1<<22, 1
-	dir, err := state.Open(root, "web")
+	dir, err := state.Open(root, name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dir.Close()
-	if err := dir.Write(state.Record{Service: "web", Generation: 3, State: state.Serving, Owner: dead, Program: &id, Launched: true,
+	if err := dir.Write(state.Record{Service: name, Generation: 3, State: state.Serving, Owner: dead, Program: &id, Launched: true,
 		Listeners: []state.Listener{{Network: "tcp", Address: addr.String(), Inodes: []uint64{there[0].Inode}}}, Started: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
