@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"sync"
 	"syscall"
@@ -88,7 +89,7 @@ func (p *program) stopAll(ctx context.Context, s *service, timeout time.Duration
 func (s *service) stop(ctx context.Context, timeout time.Duration, events func(control.Event)) error {
 	if timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout+stopMargin, errStillThere)
+		ctx, cancel = context.WithTimeoutCause(ctx, min(timeout, math.MaxInt64-stopMargin)+stopMargin, errStillThere)
 		defer cancel()
 	}
 	var mu sync.Mutex
