@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"overlap/lifecycle/process"
 )
@@ -554,6 +555,41 @@ func TestOwner(t *testing.T) {
 	}
 	if err := l.Unlock(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A cleaner of /tmp passes over a directory that it can't lock: systemd-tmpfiles tries LOCK_EX.
+func TestDirectoryIsKeptWhileOwned(t *testing.T) {
+	d := openService(t)
+	clean := func() bool {
+		dir, err := os.Open(d.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		return flock(dir, unix.LOCK_EX|unix.LOCK_NB) == nil
+	}
+	if !clean() {
+		t.Error("kept for nobody")
+	}
+	var locks []*Lock
+	for n := range 2 {
+		l, err := d.Own(n + 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		locks = append(locks, l)
+	}
+	for _, l := range locks {
+		if clean() {
+			t.Error("not kept while a generation lives")
+		}
+		if err := l.Unlock(); err != nil {
+			t.Error(err)
+		}
+	}
+	if !clean() {
+		t.Error("kept for the dead")
 	}
 }
 
