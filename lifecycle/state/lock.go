@@ -209,8 +209,8 @@ func (d *Dir) Own(n int) (*Lock, error) {
 }
 
 // keep has systemd-tmpfiles leave the directory alone, which would remove what is old in /tmp, and the locks with
-// it: it passes over a directory that it can't lock (dir_cleanup in src/tmpfiles/tmpfiles.c). Several share the
-// lock. Nil is without it, where it is not to be had; who cleans up at this moment holds it for a moment.
+// it: it skips a directory that somebody has locked (tmpfiles.d(5), "Age"). Nil is without the lock, where it is not
+// to be had: who cleans up has it to itself for a moment, owners share it.
 func (d *Dir) keep() *os.File {
 	dir, err := openDirectoryAt(int(d.dir.Fd()), ".", d.path)
 	if err != nil {
