@@ -9,6 +9,7 @@ import (
 	"golang.org/x/term"
 
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/process"
 )
 
 // progress shows how far something is: on a terminal one line that changes, elsewhere a line
@@ -55,6 +56,7 @@ func (p *progress) event(e control.Event) {
 }
 
 func (p *progress) line(text string) {
+	text = process.Printable(oneLine(text))
 	if !p.live {
 		fmt.Fprintln(p.to, text)
 		return

@@ -6,10 +6,14 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	urfave "github.com/urfave/cli/v2"
 
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
 )
 
@@ -75,7 +79,7 @@ func (p *program) reload(c *urfave.Context) error {
 	case out.Outcome != control.OutcomeSwitched:
 		return &failure{doing, s.name, &reloadError{out.Reason}}
 	case !c.Bool("json"):
-		fmt.Fprintln(p.stdout, wordsOfReload(out))
+		fmt.Fprintln(p.stdout, process.Printable(wordsOfReload(out)))
 	}
 	return nil
 }
@@ -123,10 +127,25 @@ func interruptible(parent context.Context) (context.Context, func()) {
 func (p *program) print(v any) error {
 	data, err := json.Marshal(v)
 	if err == nil {
-		_, err = fmt.Fprintf(p.stdout, "%s\n", data)
+		_, err = fmt.Fprintf(p.stdout, "%s\n", escaped(data))
 	}
 	if err != nil {
 		return fmt.Errorf("write the outcome: %w", err)
 	}
 	return nil
+}
+
+// escaped is JSON with what a terminal may act on as \u…, beside what package json writes so.
+func escaped(data []byte) []byte {
+	var out []byte
+	for _, r := range string(data) {
+		if unicode.IsPrint(r) {
+			out = utf8.AppendRune(out, r)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, r) {
+			out = fmt.Appendf(out, `\u%04x`, unit)
+		}
+	}
+	return out
 }

@@ -136,8 +136,8 @@ func readSettings(c *urfave.Context) (launcher.Settings, error) {
 		if err != nil {
 			return s, badValue(c, "pass-signal", name, err.Error())
 		}
-		if why := notPassed[sig]; why != "" {
-			return s, refused(c, "pass-signal", name, why)
+		if err := launcher.Passable(sig); err != nil {
+			return s, refused(c, "pass-signal", name, err.Error())
 		}
 		s.PassSignals = append(s.PassSignals, sig)
 	}
@@ -179,23 +179,6 @@ func checkHealth(c *urfave.Context, s launcher.Settings) error {
 	}
 	return nil
 }
-
-// notPassed are the signals that a launcher can't pass on, and why.
-var notPassed = func() map[syscall.Signal]string {
-	const faults = "this signal is a fault of the process that gets it"
-	return map[syscall.Signal]string{
-		syscall.SIGKILL: "no process can receive this signal",
-		syscall.SIGSTOP: "no process can receive this signal",
-		syscall.SIGTERM: "this signal stops the service; the program gets the one of --stop-signal",
-		syscall.SIGINT:  "this signal stops the service; the program gets the one of --stop-signal",
-		syscall.SIGCHLD: "this signal tells overlap itself that a process has ended",
-		syscall.SIGPIPE: "this signal tells overlap itself that nobody reads what it writes",
-		syscall.SIGURG:  "this signal is of use to overlap's own runtime",
-		syscall.SIGPROF: "this signal is of use to overlap's own runtime",
-		syscall.SIGSEGV: faults, syscall.SIGBUS: faults, syscall.SIGFPE: faults,
-		syscall.SIGILL: faults, syscall.SIGTRAP: faults, syscall.SIGSYS: faults,
-	}
-}()
 
 // parseSignal reads a signal's name, with or without SIG.
 func parseSignal(name string) (syscall.Signal, error) {

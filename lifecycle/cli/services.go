@@ -47,7 +47,7 @@ func (s *service) close() {
 }
 
 func (s *service) client(g generation) *control.Client {
-	return control.Dial(s.dir.SocketPath(g.Generation.Generation))
+	return control.DialUser(s.dir.SocketPath(g.Generation.Generation), s.dir.UID())
 }
 
 // serving is the newest generation that serves, or whose program is about to be started again, and
@@ -77,15 +77,16 @@ func (s *service) serves() bool {
 	})
 }
 
-// roots are the state directories to look into.
-func (p *program) roots() []string {
+// roots are the state directories to look into, others' where the own ones have nothing.
+func (p *program) roots() (own, others []string) {
 	if p.stateDir != "" {
-		return []string{p.stateDir}
+		return []string{p.stateDir}, nil
 	}
 	return state.Roots()
 }
 
-// service finds the one that is meant; "" is the only one that runs.
+// service finds the one that is meant; "" is the only one that runs. Root's own come first: what another
+// user calls a service must not keep root from its own.
 func (p *program) service(ctx context.Context, command, name string) (*service, error) {
 	found, err := p.services(ctx, name)
 	if err != nil {
@@ -118,11 +119,23 @@ func (p *program) service(ctx context.Context, command, name string) (*service, 
 	return nil, &failure{command, name, e}
 }
 
-// services are those that run, of one name or of any.
+// services are those that run, of one name or of any: the caller's own, or where there are none, others'.
 func (p *program) services(ctx context.Context, name string) ([]*service, error) {
+	own, others := p.roots()
+	found, err := p.servicesIn(ctx, own, name)
+	if err != nil || len(found) > 0 {
+		return found, err
+	}
+	if found, err = p.servicesIn(ctx, others, name); err != nil {
+		p.warn(err) // what others put there makes nothing fail
+	}
+	return found, nil
+}
+
+func (p *program) servicesIn(ctx context.Context, roots []string, name string) ([]*service, error) {
 	var found []*service
 	var failed error
-	for _, root := range p.roots() {
+	for _, root := range roots {
 		names := []string{name}
 		if name == "" {
 			var err error
@@ -230,9 +243,10 @@ func (p *program) examine(ctx context.Context, dir *state.Dir, n int) (*generati
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	ask := control.Dial(dir.SocketPath(n)).Brief
+	client := control.DialUser(dir.SocketPath(n), dir.UID())
+	ask := client.Brief
 	if p.counts {
-		ask = control.Dial(dir.SocketPath(n)).Status
+		ask = client.Status
 	}
 	status, asked := ask(ctx)
 	switch {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	urfave "github.com/urfave/cli/v2"
+
+	"overlap/lifecycle/process"
 )
 
 func (p *program) statusCommand() *urfave.Command {
@@ -115,8 +117,8 @@ func (p *program) table(s *service) error {
 		if g.note != "" {
 			label += " (" + g.note + ")"
 		}
-		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\t%s\n", s.name, g.Generation.Generation, g.PID, label,
-			age(time.Since(g.Started), g.Started.IsZero()), strings.Join(g.Listeners, ", "), connections)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\t%s\n", s.name, g.Generation.Generation, g.PID, process.Printable(label),
+			age(time.Since(g.Started), g.Started.IsZero()), process.Printable(strings.Join(g.Listeners, ", ")), connections)
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write the table: %w", err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"sync"
 	"syscall"
@@ -88,7 +89,7 @@ func (p *program) stopAll(ctx context.Context, s *service, timeout time.Duration
 func (s *service) stop(ctx context.Context, timeout time.Duration, events func(control.Event)) error {
 	if timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout+stopMargin, errStillThere)
+		ctx, cancel = context.WithTimeoutCause(ctx, min(timeout, math.MaxInt64-stopMargin)+stopMargin, errStillThere)
 		defer cancel()
 	}
 	var mu sync.Mutex
@@ -131,7 +132,7 @@ func (s *service) end(ctx context.Context, g generation, timeout time.Duration, 
 		_, err = s.client(g).Stop(ctx, control.StopRequest{Timeout: timeout}, events)
 	}
 	if ctx.Err() == nil && s.dir.Owned(n) && (g.note != "" || err != nil && !errors.Is(err, control.ErrNoOutcome)) {
-		err = terminate(g)
+		err = s.terminate(g)
 	}
 	if err != nil && ctx.Err() == nil && s.dir.Owned(n) && !errors.Is(err, control.ErrNoOutcome) {
 		return fmt.Errorf("generation %d (pid %d): %w", n, g.PID, err)
@@ -139,8 +140,9 @@ func (s *service) end(ctx context.Context, g generation, timeout time.Duration, 
 	return s.gone(ctx, g, func() bool { return !s.dir.Owned(n) })
 }
 
-// terminate is the way where the control socket does not answer.
-func terminate(g generation) error {
+// terminate is the way where the control socket does not answer. The record names whomever the service's user
+// likes, as in endProgram, and must not have root end what that user could not.
+func (s *service) terminate(g generation) error {
 	if g.record == nil {
 		return errNoAnswer
 	}
@@ -152,7 +154,7 @@ func terminate(g generation) error {
 		return err
 	}
 	defer h.Close()
-	return h.Signal(syscall.SIGTERM)
+	return h.SignalAs(s.dir.UID(), syscall.SIGTERM)
 }
 
 // endProgram ends a program whose launcher died, as its launcher would have.
@@ -169,19 +171,23 @@ func (s *service) endProgram(ctx context.Context, g generation, timeout time.Dur
 	}
 	if err == nil {
 		defer h.Close()
-		if err := h.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		if err := h.SignalAs(s.dir.UID(), syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			return fmt.Errorf("end the program of generation %d: %w", g.Generation.Generation, err)
 		}
 		patient, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		if h.Wait(patient) != nil && ctx.Err() == nil {
-			h.Signal(syscall.SIGKILL)
+			h.SignalAs(s.dir.UID(), syscall.SIGKILL)
 		}
 	}
 	if err := s.gone(ctx, g, func() bool { return !owner.Orphan(*g.record) }); err != nil {
 		return err
 	}
-	if err := s.dir.Remove(g.Generation.Generation); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err = s.dir.Remove(g.Generation.Generation)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil // it is another user's, who will
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove what is left of generation %d: %w", g.Generation.Generation, err)
 	}
 	return nil

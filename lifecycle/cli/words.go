@@ -18,6 +18,7 @@ import (
 	"overlap/lifecycle/control"
 	"overlap/lifecycle/launcher"
 	"overlap/lifecycle/owner"
+	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
 	"overlap/reuse"
 )
@@ -32,6 +33,7 @@ import (
 //   - A command names the service that it is about.
 //   - Numbers have units.
 //   - What is said has one place: an outcome is not an event and an error too.
+//   - What a service says, or another user has called a directory, writes nothing but text to the terminal.
 
 // The exit codes.
 const (
@@ -97,22 +99,22 @@ func (e *ambiguousError) hint() string {
 	if e.name == "" {
 		return fmt.Sprintf("name one of them: overlap %s %s", e.command, e.choices[0])
 	}
-	return fmt.Sprintf("name its state directory: overlap --state-dir %s %s %s", e.choices[0], e.command, e.name)
+	return fmt.Sprintf("name its state directory: overlap --state-dir %s %s %s", quoteForShell(e.choices[0]), e.command, e.name)
 }
 
 // complain says an error and returns its exit code.
 func (p *program) complain(err error) int {
 	text, hint, code := explain(err)
-	fmt.Fprintf(p.stderr, "overlap: error: %s\n", text)
+	fmt.Fprintf(p.stderr, "overlap: error: %s\n", process.Printable(text))
 	if hint != "" {
-		fmt.Fprintf(p.stderr, "overlap: hint: %s\n", hint)
+		fmt.Fprintf(p.stderr, "overlap: hint: %s\n", process.Printable(hint))
 	}
 	return code
 }
 
 // warn says what was left aside.
 func (p *program) warn(err error) {
-	fmt.Fprintf(p.stderr, "overlap: warning: %s\n", oneLine(err.Error()))
+	fmt.Fprintf(p.stderr, "overlap: warning: %s\n", process.Printable(oneLine(err.Error())))
 }
 
 // explain turns an error into words and an exit code.

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode"
 
 	"overlap/lifecycle"
 	"overlap/lifecycle/control"
@@ -221,5 +223,36 @@ func TestCause(t *testing.T) {
 	}
 	if err := cause(ctx, errStillThere); err != errStillThere {
 		t.Error(err)
+	}
+}
+
+// What a service says, or another user has called a directory, is shown without what a terminal acts on.
+func TestNothingButText(t *testing.T) {
+	const evil = "a\x1b[2J\x1b]0;b\a\u009b31m\r\u202e\U000e0001c"
+	s := &service{name: "web", generations: []generation{{note: noteNoAnswer, Generation: control.Generation{
+		Generation: 1, State: evil, Listeners: []string{"unix:" + evil}}}}}
+	for name, say := range map[string]func(p *program){
+		"table":   func(p *program) { p.table(s) },
+		"error":   func(p *program) { p.complain(&failure{"reload web", "web", &reloadError{evil}}) },
+		"choices": func(p *program) { p.complain(&ambiguousError{"stop", "web", []string{evil, "/b"}}) },
+		"warning": func(p *program) { p.warn(errors.New(evil)) },
+		"event": func(p *program) {
+			newProgress(p.stderr, "web").event(control.Event{Kind: control.KindMessage, Generation: 1, Text: evil})
+		},
+		"json": func(p *program) { p.print(shown(s)) },
+	} {
+		var out bytes.Buffer
+		say(&program{stdout: &out, stderr: &out})
+		if !strings.Contains(out.String(), "a") || strings.ContainsFunc(out.String(), func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }) {
+			t.Errorf("%s: %q", name, out.String())
+		}
+		var back shownStatus
+		if name == "json" && (json.Unmarshal(out.Bytes(), &back) != nil || back.Generations[0].State != evil) {
+			t.Errorf("JSON comes back as %+v", back)
+		}
+	}
+	e := &ambiguousError{"stop", "web", []string{"/tmp/overlap-$(id)"}}
+	if got, want := e.hint(), "name its state directory: overlap --state-dir '/tmp/overlap-$(id)' stop web"; got != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -20,9 +21,11 @@ import (
 // Close, and is safe for concurrent use.
 //
 // Errors wrap the reason: fs.ErrNotExist where there is no socket, ECONNREFUSED where
-// the owner is dead, the context's error, ErrNoOutcome, or *StatusError.
+// the owner is dead, fs.ErrPermission where it is another user's, the context's error,
+// ErrNoOutcome, or *StatusError.
 type Client struct {
 	path string
+	user int // who must listen; anybody where it is negative
 	http *http.Client
 }
 
@@ -35,17 +38,40 @@ type StatusError struct {
 func (e *StatusError) Error() string { return e.Text }
 
 // Dial returns a client for the socket at the path. It does not connect yet.
-func Dial(path string) *Client {
-	return &Client{path: path, http: &http.Client{Transport: &http.Transport{
+func Dial(path string) *Client { return DialUser(path, -1) }
+
+// DialUser is Dial for a directory of that user, who alone is asked: a link in place of the
+// socket could lead root to anybody's.
+func DialUser(path string, uid int) *Client {
+	c := &Client{path: path, user: uid}
+	c.http = &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, err := dialUnix(ctx, path)
+			conn, _, _, err := c.connect(ctx)
 			if err != nil {
 				return nil, &unreachable{err}
 			}
 			return conn, nil
 		},
-	}}}
+	}}
+	return c
+}
+
+// connect returns also who listens, as peerOf does.
+func (c *Client) connect(ctx context.Context) (conn *net.UnixConn, pid, uid int, err error) {
+	conn, err = dialUnix(ctx, c.path)
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	pid, uid, err = peerOf(conn)
+	if err == nil && c.user >= 0 && uid != c.user {
+		err = fmt.Errorf("user %d listens there, not user %d: %w", uid, c.user, fs.ErrPermission)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, 0, 0, err
+	}
+	return conn, pid, uid, nil
 }
 
 // unreachable marks that nothing was asked, because nobody was there.
@@ -197,7 +223,7 @@ func (c *Client) Session(ctx context.Context) (*Session, error) {
 }
 
 func (c *Client) session(ctx context.Context) (_ *Session, err error) {
-	conn, err := dialUnix(ctx, c.path)
+	conn, pid, uid, err := c.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -215,10 +241,6 @@ func (c *Client) session(ctx context.Context) (_ *Session, err error) {
 			conn.Close()
 		}
 	}()
-	pid, uid, err := peerOf(conn)
-	if err != nil {
-		return nil, err
-	}
 	if _, err := io.WriteString(conn, "POST /v1/session HTTP/1.1\r\nHost: overlap\r\nConnection: Upgrade\r\nUpgrade: "+
 		sessionProtocol+"\r\nContent-Length: 0\r\n\r\n"); err != nil {
 		return nil, err

@@ -484,6 +484,30 @@ func sessions(t *testing.T, server, client func(context.Context, string, json.Ra
 	return <-got, ours
 }
 
+// Who listens is known before anything is asked.
+func TestOnlyTheUserIsAsked(t *testing.T) {
+	path := socket(t)
+	var asked atomic.Int32
+	serve(t, path, &backend{
+		status:  func() (Status, error) { asked.Add(1); return Status{}, nil },
+		session: func(_ context.Context, s *Session) { asked.Add(1) },
+	})
+	wrong := DialUser(path, os.Geteuid()+1)
+	_, status := wrong.Status(t.Context())
+	_, session := wrong.Session(t.Context())
+	for _, err := range []error{status, session} {
+		if !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("another user's socket: %v", err)
+		}
+	}
+	if n := asked.Load(); n > 0 {
+		t.Errorf("another user's was asked %d times", n)
+	}
+	if _, err := DialUser(path, os.Geteuid()).Status(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSessionBothWays(t *testing.T) {
 	var theirs, ours *Session
 	back := func(ctx context.Context, op string, body json.RawMessage) (any, error) {

@@ -2,9 +2,13 @@ package launcher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"overlap/health"
 	"overlap/lifecycle/control"
@@ -30,6 +34,7 @@ type settings struct {
 	restart  Restart
 }
 
+// newSettings refuses what the command line refuses: settings come with requests too.
 func newSettings(given Settings) (*settings, error) {
 	s := &settings{Settings: given, given: given}
 	set := func(d *time.Duration, def time.Duration) {
@@ -52,6 +57,14 @@ func newSettings(given Settings) (*settings, error) {
 		s.StopSignal = DefaultStopSignal
 	}
 	s.restart = DefaultRestart
+	if err := known(s.StopSignal); err != nil {
+		return nil, fmt.Errorf("stop signal: %w", err)
+	}
+	for _, sig := range s.PassSignals {
+		if err := Passable(sig); err != nil {
+			return nil, fmt.Errorf("pass signal %v: %w", sig, err)
+		}
+	}
 	var err error
 	if given.Restart != "" {
 		if s.restart, err = ParseRestart(given.Restart); err != nil {
@@ -71,6 +84,12 @@ func newSettings(given Settings) (*settings, error) {
 		probe, err := health.Parse(text, health.Options{CAFile: s.HealthCA, Insecure: s.HealthInsecure})
 		if err != nil {
 			return nil, err
+		}
+		if probe.Kind() == health.KindNone && len(s.Health) > 1 {
+			return nil, errors.New("health none and other probes exclude each other")
+		}
+		if err := probe.Missing(); err != nil {
+			return nil, fmt.Errorf("health %q: %w", text, err)
 		}
 		s.probes = append(s.probes, probe)
 	}
@@ -98,7 +117,42 @@ func parseListen(listen []string) ([]reuse.Address, error) {
 		if err != nil {
 			return nil, err
 		}
+		if a.AddrPort.Port() == 0 {
+			return nil, fmt.Errorf("address %q: must have the port that the program listens on", addr)
+		}
 		all = append(all, a)
 	}
 	return all, nil
 }
+
+// Passable returns an error for a signal that a launcher can't pass on to its program.
+func Passable(sig syscall.Signal) error {
+	if why := notPassed[sig]; why != "" {
+		return errors.New(why)
+	}
+	return known(sig)
+}
+
+func known(sig syscall.Signal) error {
+	if unix.SignalName(sig) == "" {
+		return fmt.Errorf("there is no signal %d", int(sig))
+	}
+	return nil
+}
+
+// notPassed are the signals that a launcher can't pass on, and why.
+var notPassed = func() map[syscall.Signal]string {
+	const faults = "this signal is a fault of the process that gets it"
+	return map[syscall.Signal]string{
+		syscall.SIGKILL: "no process can receive this signal",
+		syscall.SIGSTOP: "no process can receive this signal",
+		syscall.SIGTERM: "this signal stops the service; the program gets the one of --stop-signal",
+		syscall.SIGINT:  "this signal stops the service; the program gets the one of --stop-signal",
+		syscall.SIGCHLD: "this signal tells overlap itself that a process has ended",
+		syscall.SIGPIPE: "this signal tells overlap itself that nobody reads what it writes",
+		syscall.SIGURG:  "this signal is of use to overlap's own runtime",
+		syscall.SIGPROF: "this signal is of use to overlap's own runtime",
+		syscall.SIGSEGV: faults, syscall.SIGBUS: faults, syscall.SIGFPE: faults,
+		syscall.SIGILL: faults, syscall.SIGTRAP: faults, syscall.SIGSYS: faults,
+	}
+}()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -70,6 +71,9 @@ func (o *Owner) AwaitReload() {
 	defer o.reloading.Unlock()
 }
 
+// reloadMargin is how much longer than its time-out a new generation may take to give up.
+const reloadMargin = 2 * time.Second
+
 // Reload starts the next generation and follows its handover to the end. It never returns an
 // error: the outcome says what happened.
 func (o *Owner) Reload(ctx context.Context, req control.ReloadRequest, emit func(control.Event)) control.Outcome {
@@ -103,7 +107,7 @@ func (o *Owner) Reload(ctx context.Context, req control.ReloadRequest, emit func
 		timeout = o.cfg.StartTimeout
 	}
 	// The new generation keeps the time itself, and says more than a kill would.
-	patience := time.NewTimer(timeout + 2*time.Second)
+	patience := time.NewTimer(min(timeout, math.MaxInt64-reloadMargin) + reloadMargin)
 	defer patience.Stop()
 	var reason string
 	for {

@@ -81,6 +81,22 @@ func (h *Handle) Signal(sig syscall.Signal) error {
 	return nil
 }
 
+// SignalAs is Signal for a process that a user named: it wraps syscall.EPERM where that user could not have sent
+// it, because neither the real nor the saved user id of the process is that one (kill(2)).
+func (h *Handle) SignalAs(uid int, sig syscall.Signal) error {
+	if uid != 0 && uid != os.Geteuid() {
+		// Whom the number belongs to meanwhile does not matter: the handle reaches this process or none.
+		real, saved, err := users(h.id.PID)
+		if err == nil && real != uid && saved != uid {
+			err = fmt.Errorf("user %d could not: %w", uid, syscall.EPERM)
+		}
+		if err != nil {
+			return fmt.Errorf("signal process %d with %v: %w", h.id.PID, sig, err)
+		}
+	}
+	return h.Signal(sig)
+}
+
 // Wait returns nil when the process has ended (it may still be a zombie that its
 // parent has to reap). It wraps the context's error when that ends first, and
 // os.ErrClosed when the handle is closed meanwhile. Several callers may wait. No

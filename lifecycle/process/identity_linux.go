@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"unicode"
 )
 
 // maxCommand bounds what Command reads, in bytes.
@@ -124,9 +123,9 @@ func Command(pid int) string {
 		if err != nil {
 			return ""
 		}
-		return "[" + printable(bytes.TrimSpace(name)) + "]"
+		return "[" + Printable(string(bytes.TrimSpace(name))) + "]"
 	}
-	return printable(bytes.ReplaceAll(line, []byte{0}, []byte{' '}))
+	return Printable(string(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
 }
 
 func readSome(path string) ([]byte, error) {
@@ -136,14 +135,4 @@ func readSome(path string) ([]byte, error) {
 	}
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, maxCommand))
-}
-
-// printable keeps a process from writing to the terminal of whoever lists it.
-func printable(b []byte) string {
-	return strings.Map(func(r rune) rune {
-		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, string(b))
 }

@@ -78,10 +78,5 @@ func Command(pid int) string {
 	if err != nil {
 		return ""
 	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return '?'
-		}
-		return r
-	}, s)
+	return Printable(s)
 }

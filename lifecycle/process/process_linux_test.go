@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -29,6 +30,49 @@ func TestPidfdIsUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Close()
+}
+
+// Who may signal anything does so for a user only where that user could.
+func TestSignalAs(t *testing.T) {
+	const other = 12345
+	c := start(t)
+	h, err := Open(of(t, c.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if err := h.SignalAs(os.Geteuid(), 0); err != nil {
+		t.Errorf("for its own user: %v", err)
+	}
+	if err := h.SignalAs(other, syscall.SIGKILL); !errors.Is(err, syscall.EPERM) {
+		t.Errorf("for another user: %v", err)
+	}
+	if err := h.Signal(0); err != nil {
+		t.Errorf("another user's signal came: %v", err)
+	}
+	if os.Geteuid() != 0 {
+		return // only root can become another user
+	}
+	sleep := exec.Command("sleep", "60")
+	sleep.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: other, Gid: other}}
+	if err := sleep.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer sleep.Wait()
+	defer sleep.Process.Kill()
+	theirs, err := Open(of(t, sleep.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	for _, uid := range []int{other, 0} {
+		if err := theirs.SignalAs(uid, 0); err != nil {
+			t.Errorf("a process of user %d, for user %d: %v", other, uid, err)
+		}
+	}
+	if err := theirs.SignalAs(other+1, 0); !errors.Is(err, syscall.EPERM) {
+		t.Errorf("a process of user %d, for user %d: %v", other, other+1, err)
+	}
 }
 
 func TestTree(t *testing.T) {

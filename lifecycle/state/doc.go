@@ -15,6 +15,9 @@
 //	N.json         generation N's record
 //	N.sock         generation N's control socket (package control)
 //
+// The directory is locked itself (flock, shared) by each owner, so that systemd-tmpfiles
+// leaves its files alone.
+//
 // It is not the judge of who serves: that takes the record, the lock, and the kernel's
 // list of listeners together, and is package lifecycle's work.
 package state

@@ -38,6 +38,7 @@ const (
 // safe for concurrent use.
 type Lock struct {
 	file    *os.File
+	kept    *os.File // the directory, kept from being cleaned up; nil where it is not
 	once    sync.Once
 	release func(*os.File)
 	err     error
@@ -52,6 +53,10 @@ func (l *Lock) Unlock() error {
 		err := flock(l.file, unix.LOCK_UN)
 		if closed := l.file.Close(); err == nil {
 			err = closed
+		}
+		if l.kept != nil {
+			flock(l.kept, unix.LOCK_UN)
+			l.kept.Close()
 		}
 		if err != nil {
 			l.err = fmt.Errorf("unlock %s: %w", l.file.Name(), err)
@@ -188,7 +193,7 @@ func (d *Dir) Own(n int) (*Lock, error) {
 			return nil, fail(err)
 		}
 		if f != nil {
-			l := &Lock{file: f}
+			l := &Lock{file: f, kept: d.keep()}
 			l.release = func(*os.File) { d.forget(n, l) }
 			d.mu.Lock()
 			d.held[n] = l
@@ -201,6 +206,27 @@ func (d *Dir) Own(n int) (*Lock, error) {
 			return nil, fail(ErrOwned)
 		}
 	}
+}
+
+// keep has systemd-tmpfiles leave the directory alone, which would remove what is old in /tmp, and the locks with
+// it: it skips a directory that somebody has locked (tmpfiles.d(5), "Age"). Nil is without the lock, where it is not
+// to be had: who cleans up has it to itself for a moment, owners share it.
+func (d *Dir) keep() *os.File {
+	dir, err := openDirectoryAt(int(d.dir.Fd()), ".", d.path)
+	if err != nil {
+		return nil
+	}
+	for range 20 {
+		if err = flock(dir, unix.LOCK_SH|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+			break
+		}
+		time.Sleep(retryFirst)
+	}
+	if err != nil {
+		dir.Close()
+		return nil
+	}
+	return dir
 }
 
 func (d *Dir) forget(n int, l *Lock) {

@@ -137,10 +137,10 @@ func (j *joined) Error() string   { return j.words }
 func (j *joined) Unwrap() []error { return j.errs }
 
 // Roots returns the state directories on this machine that exist, for commands that
-// look for services beyond the caller's own root: the caller's possible ones, and for
-// root every user's. What a --state-dir elsewhere holds cannot be found. The order
-// is the order of Root, then other users'.
-func Roots() []string {
+// look for services beyond the caller's own root: the caller's possible ones, in the
+// order of Root, and for root those that belong to others. What a --state-dir elsewhere
+// holds cannot be found.
+func Roots() (own, others []string) {
 	paths := candidates(os.Getenv)
 	if os.Geteuid() == 0 {
 		patterns := []string{userRoots}
@@ -154,17 +154,25 @@ func Roots() []string {
 			}
 		}
 	}
-	var roots []string
 	for _, path := range paths {
-		if slices.Contains(roots, path) {
+		if slices.Contains(own, path) || slices.Contains(others, path) {
 			continue
 		}
-		if dir, err := openDirectory(path, makeNothing); err == nil {
-			dir.Close()
-			roots = append(roots, path)
+		dir, err := openDirectory(path, makeNothing)
+		if err != nil {
+			continue
+		}
+		info, err := dir.Stat()
+		dir.Close()
+		switch {
+		case err != nil:
+		case owner(info) == os.Geteuid():
+			own = append(own, path)
+		default: // a name of root's that somebody took, too
+			others = append(others, path)
 		}
 	}
-	return roots
+	return own, others
 }
 
 // Services returns the names of the services below a state directory that have at

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"overlap/lifecycle/process"
 )
@@ -445,8 +446,17 @@ func TestRootsExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if roots := Roots(); !slices.Contains(roots, root) {
-		t.Errorf("%v misses %s", roots, root)
+	if own, others := Roots(); !slices.Contains(own, root) || slices.Contains(others, root) {
+		t.Errorf("%s: own are %v, others' %v", root, own, others)
+	}
+	if os.Geteuid() != 0 {
+		return // only root sees others', and can give one away
+	}
+	if err := os.Chown(root, 12345, -1); err != nil {
+		t.Fatal(err)
+	}
+	if own, others := Roots(); slices.Contains(own, root) || !slices.Contains(others, root) {
+		t.Errorf("%s given away: own are %v, others' %v", root, own, others)
 	}
 }
 
@@ -545,6 +555,41 @@ func TestOwner(t *testing.T) {
 	}
 	if err := l.Unlock(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A cleaner of /tmp passes over a directory that it can't lock: systemd-tmpfiles tries LOCK_EX.
+func TestDirectoryIsKeptWhileOwned(t *testing.T) {
+	d := openService(t)
+	clean := func() bool {
+		dir, err := os.Open(d.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		return flock(dir, unix.LOCK_EX|unix.LOCK_NB) == nil
+	}
+	if !clean() {
+		t.Error("kept for nobody")
+	}
+	var locks []*Lock
+	for n := range 2 {
+		l, err := d.Own(n + 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		locks = append(locks, l)
+	}
+	for _, l := range locks {
+		if clean() {
+			t.Error("not kept while a generation lives")
+		}
+		if err := l.Unlock(); err != nil {
+			t.Error(err)
+		}
+	}
+	if !clean() {
+		t.Error("kept for the dead")
 	}
 }
 
