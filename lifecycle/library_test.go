@@ -222,6 +222,28 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
+// TestStopMeetsSwitch: a newer generation that switches while the old one's stop is delayed keeps its clients when that
+// ends.
+func TestStopMeetsSwitch(t *testing.T) {
+	needLinux(t)
+	t.Parallel()
+	s, p, first := startWith(t, config{Listen: []string{"tcp 127.0.0.1:0"}, Delay: time.Second, Drain: time.Minute, Grace: -1})
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	s.start()
+	next := s.serving(first.Generation)
+	select {
+	case <-p.done:
+		t.Fatal("the old one ended before the new one served")
+	default:
+	}
+	if code := p.code(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	for range 50 { // half of them would wait for ever at a placeholder
+		s.mustAsk(next.Generation)
+	}
+}
+
 // TestClose: a generation that is given up leaves nothing and can't be used.
 func TestClose(t *testing.T) {
 	needLinux(t)

@@ -18,11 +18,13 @@ const blindTime = time.Second
 
 // Drain ends the generation: it accepts until nothing is left at its sockets, lets go of them,
 // and finishes its connections. ctx's end cuts what is left. handover says that a newer
-// generation gets the connections; without it clients are kept waiting, then refused. The error
+// generation gets the connections, which one that has switched meanwhile does too; without it clients
+// are kept waiting, then refused. The error
 // is ErrTakenBack when the generation serves again instead.
 func (o *Owner) Drain(ctx context.Context, handover bool) (Report, error) {
 	began := time.Now()
-	if err := o.beginDrain(handover); err != nil {
+	handover, err := o.beginDrain(handover)
+	if err != nil {
 		return Report{}, err
 	}
 	o.cfg.Body.Announce()
@@ -69,17 +71,18 @@ func (o *Owner) Drain(ctx context.Context, handover bool) (Report, error) {
 }
 
 // beginDrain says that the generation drains, unless the connections were taken back by now. What
-// takes them back later undoes all of it.
-func (o *Owner) beginDrain(handover bool) error {
+// takes them back later undoes all of it. It reports whether it is a handover.
+func (o *Owner) beginDrain(handover bool) (bool, error) {
 	o.talk.Lock()
 	defer o.talk.Unlock()
 	select {
 	case <-o.takenBack:
 		if handover {
-			return ErrTakenBack
+			return false, ErrTakenBack
 		}
 	default:
 	}
+	handover = handover || o.handed
 	o.drains = true
 	o.saveOrSay(func(r *state.Record) { r.State = state.Draining })
 	if handover {
@@ -89,7 +92,7 @@ func (o *Owner) beginDrain(handover bool) error {
 		}
 		all.Wait()
 	}
-	return nil
+	return handover, nil
 }
 
 // backAgain decides, once and for all, whether the sockets are let go.
@@ -108,8 +111,14 @@ func (o *Owner) backAgain(taken <-chan struct{}) bool {
 }
 
 // refuse keeps new clients waiting, for the moment until the sockets are closed: what is in the
-// queues can then be served and nothing is reset.
+// queues can then be served and nothing is reset. A successor that switches meanwhile has its clients again when it
+// has told: see affirm.
 func (o *Owner) refuse() {
+	o.talk.Lock()
+	defer o.talk.Unlock()
+	if o.handed {
+		return
+	}
 	for _, m := range o.Members() {
 		err := m.Anchor()
 		if err == nil {
