@@ -135,3 +135,22 @@ func TestSaysUnshared(t *testing.T) {
 		}
 	})
 }
+
+// TestWithinDeclared: of several addresses within what is declared all are waited for that the generation before has.
+func TestWithinDeclared(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	addr := free(t, "tcp", "127.0.0.1")
+	_, port, _ := net.SplitHostPort(addr)
+	second := "127.0.0.2:" + port
+	s.c.Listen, s.c.StopDelay = []string{":" + port}, 100*time.Millisecond
+	s.goProgram(programConfig{Kind: "polite", Listen: []string{addr, second}, Between: 500 * time.Millisecond})
+	s.start()
+	s.serving(0)
+	eventually(t, func() error { _, err := ask(second); return err })
+	noLoss(t, s.under(second, func() {
+		for range 3 {
+			s.reload()
+		}
+	}).close)
+}

@@ -40,6 +40,7 @@ type programConfig struct {
 	UDP      []string      // addresses that it binds, and does not read from
 	Answer   time.Duration // what it takes from a datagram to its echo
 	Fail     string        // "late": not healthy for a second; "unhealthy", "crash early", "crash in check", "hang", "never"
+	Between  time.Duration // it takes from one listen to the next
 	Slow     bool          // it accepts 0.2 s after it listens, as a master whose workers come later
 	Stubborn bool          // it ignores SIGTERM
 	Daemon   bool          // it goes into the background
@@ -151,7 +152,10 @@ func (c programConfig) listen(lc net.ListenConfig) (all []net.Listener, err erro
 		ln, err := net.FileListener(os.NewFile(3, "listener"))
 		return []net.Listener{ln}, err
 	}
-	for _, addr := range slices.Repeat(c.Listen, max(c.Sockets, 1)) {
+	for i, addr := range slices.Repeat(c.Listen, max(c.Sockets, 1)) {
+		if i > 0 {
+			time.Sleep(c.Between)
+		}
 		network := c.network(addr)
 		if c.Families {
 			network = "tcp4"

@@ -420,16 +420,22 @@ func (s *sockets) lookAtPending() (opened map[uint64]pending, err error) {
 
 // missing names what the program does not listen on yet, "" is nothing.
 func (s *sockets) missing() string {
-	// What is declared may be covered by a wildcard; what the predecessor has must be there again, since
-	// the kernel tells clients apart by it.
-	wanted, satisfies := s.g.req.set.declared, covers
-	if len(wanted) == 0 {
-		wanted, satisfies = s.g.owner.Expected(), same
-	}
 	have := s.g.owner.Members()
 	have = slices.DeleteFunc(have, func(m *reuse.Member) bool { return len(m.Inodes()) == 0 })
-	for _, w := range wanted {
-		if !slices.ContainsFunc(have, func(m *reuse.Member) bool { return satisfies(m.Address(), w) }) {
+	lacks := func(w reuse.Address, satisfies func(a, wanted reuse.Address) bool) bool {
+		return !slices.ContainsFunc(have, func(m *reuse.Member) bool { return satisfies(m.Address(), w) })
+	}
+	// What is declared may be covered by a wildcard, or by one of several addresses within it; what the predecessor has of
+	// it, or of all where nothing is, must be there again, since the kernel tells clients apart by it.
+	declared := s.g.req.set.declared
+	for _, w := range declared {
+		if lacks(w, covers) {
+			return w.String()
+		}
+	}
+	for _, w := range s.g.owner.Expected() {
+		meant := len(declared) == 0 || slices.ContainsFunc(declared, func(d reuse.Address) bool { return covers(w, d) })
+		if meant && lacks(w, same) {
 			return w.String()
 		}
 	}
