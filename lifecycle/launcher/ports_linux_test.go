@@ -144,7 +144,7 @@ func TestWithinDeclared(t *testing.T) {
 	_, port, _ := net.SplitHostPort(addr)
 	second := "127.0.0.2:" + port
 	s.c.Listen, s.c.StopDelay = []string{":" + port}, 100*time.Millisecond
-	s.goProgram(programConfig{Kind: "polite", Listen: []string{addr, second}, Between: 500 * time.Millisecond})
+	s.goProgram(programConfig{Kind: "polite", Listen: []string{addr, second}, Between: 2 * time.Second})
 	s.start()
 	s.serving(0)
 	eventually(t, func() error { _, err := ask(second); return err })
