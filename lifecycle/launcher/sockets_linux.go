@@ -46,6 +46,7 @@ type sockets struct {
 	stop     chan struct{}
 	stopOnce sync.Once
 	running  sync.WaitGroup
+	many     sync.Once    // says that there are too many
 	serving  atomic.Bool  // what comes, comes while the generation serves
 	watched  map[int]bool // processes that have bound a socket
 	looking  *time.Timer  // until the next look after something happened
@@ -468,6 +469,21 @@ func same(a, wanted reuse.Address) bool {
 	return a.Network == wanted.Network && equal
 }
 
+// mostSockets is how many sockets a program can have at one address: each generation keeps twice as many placeholders, and
+// at a handover there are two of them.
+const mostSockets = reuse.MaxPlaces / 6
+
+// warnOfMany says early that no next generation may come.
+func (s *sockets) warnOfMany() {
+	for _, m := range s.g.owner.Members() {
+		if n := len(m.Inodes()); n > mostSockets {
+			s.many.Do(func() {
+				s.g.log.Warn("the program has so many sockets at one address that reloads may fail", "address", m.Address(), "sockets", n, "most", mostSockets)
+			})
+		}
+	}
+}
+
 // follow looks after sockets that come while the generation serves, those first that were bound
 // before and did not listen in time.
 func (s *sockets) follow() {
@@ -498,6 +514,7 @@ func (s *sockets) catchUp() {
 			s.follows(true, false)
 		}
 		if left == 0 {
+			s.warnOfMany()
 			s.review()
 			return
 		}
