@@ -7,7 +7,9 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -29,9 +31,27 @@ const envOwner = "OVERLAP_OWNER"
 type guest struct {
 	number  int
 	now     atomic.Value // State
-	packets []*reuse.PacketConn
-	lns     []net.Listener
-	unix    []*reuse.UnixListener
+	packets list[*reuse.PacketConn]
+	lns     list[net.Listener]
+	unix    list[*reuse.UnixListener]
+}
+
+// list is a slice that several goroutines may add to.
+type list[T any] struct {
+	mu    sync.Mutex
+	items []T
+}
+
+func (l *list[T]) add(item T) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.items = append(l.items, item)
+}
+
+func (l *list[T]) all() []T {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.items)
 }
 
 // findGuest returns nil where no launcher speaks for this process. It believes the launcher, not
@@ -75,7 +95,7 @@ func (g *guest) listen(ctx context.Context, network, addr string) (net.Listener,
 		if err != nil {
 			return nil, err
 		}
-		g.unix = append(g.unix, l)
+		g.unix.add(l)
 		return l, nil
 	}
 	a, err := reuse.ParseAddress(ctx, network, addr)
@@ -88,7 +108,7 @@ func (g *guest) listen(ctx context.Context, network, addr string) (net.Listener,
 	if err != nil {
 		return nil, err
 	}
-	g.lns = append(g.lns, ln)
+	g.lns.add(ln)
 	return ln, nil
 }
 
@@ -103,7 +123,7 @@ func (g *guest) listenPacket(ctx context.Context, network, addr string) (net.Pac
 		return nil, err
 	}
 	pc := reuse.NewPacketConn(udp.(*net.UDPConn))
-	g.packets = append(g.packets, pc)
+	g.packets.add(pc)
 	return pc, nil
 }
 
@@ -130,7 +150,7 @@ func (g *Generation) runGuest(ctx context.Context, sig *signals) error {
 			return fmt.Errorf("before ready: %w", err)
 		}
 	}
-	for _, l := range g.guest.unix {
+	for _, l := range g.guest.unix.all() {
 		if err := l.Publish(); err != nil {
 			return err
 		}
@@ -151,14 +171,14 @@ func (g *Generation) runGuest(ctx context.Context, sig *signals) error {
 	defer cancel()
 	(*body)(g).Announce()
 	g.servers.closing()
-	for _, ln := range g.guest.lns {
+	for _, ln := range g.guest.lns.all() {
 		ln.Close()
 	}
-	for _, pc := range g.guest.packets {
+	for _, pc := range g.guest.packets.all() {
 		pc.CloseRead() // what was read is still answered
 		defer pc.Close()
 	}
-	for _, l := range g.guest.unix {
+	for _, l := range g.guest.unix.all() {
 		l.Close()
 	}
 	r := (*body)(g).Finish(ctx)
