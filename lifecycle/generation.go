@@ -96,7 +96,12 @@ func (g *Generation) enter(ctx context.Context) error {
 	if g.owner != nil || g.guest != nil {
 		return nil
 	}
-	if g.guest = findGuest(ctx); g.guest != nil {
+	guest, err := findGuest(ctx)
+	if err != nil {
+		return err
+	}
+	if guest != nil {
+		g.guest = guest
 		g.log = g.log.With("generation", g.guest.number)
 		return nil
 	}

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -20,7 +23,7 @@ import (
 	"overlap/reuse"
 )
 
-// envOwner names the control socket of the launcher that speaks for this process.
+// envOwner names the socket where the launcher that speaks for this process says so.
 const envOwner = "OVERLAP_OWNER"
 
 // guest is a generation whose owner is the launcher that started the process: it listens, says
@@ -29,41 +32,67 @@ const envOwner = "OVERLAP_OWNER"
 type guest struct {
 	number  int
 	now     atomic.Value // State
-	packets []*reuse.PacketConn
-	lns     []net.Listener
-	unix    []*reuse.UnixListener
+	packets list[*reuse.PacketConn]
+	lns     list[net.Listener]
+	unix    list[*reuse.UnixListener]
 }
 
+// list is a slice that several goroutines may add to.
+type list[T any] struct {
+	mu    sync.Mutex
+	items []T
+}
+
+func (l *list[T]) add(item T) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.items = append(l.items, item)
+}
+
+func (l *list[T]) all() []T {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.items)
+}
+
+// launcherTime is how long a launcher may take to answer.
+const launcherTime = 5 * time.Second
+
 // findGuest returns nil where no launcher speaks for this process. It believes the launcher, not
-// an inherited variable: the process at the other end of the socket must be an ancestor.
-func findGuest(ctx context.Context) *guest {
+// an inherited variable: the process at the other end of the socket must be an ancestor. One that may be
+// there and can't be asked is an error, for without it there would be two steering hands.
+func findGuest(ctx context.Context) (*guest, error) {
 	path := os.Getenv(envOwner)
 	number, err := strconv.Atoi(os.Getenv("OVERLAP_GENERATION"))
 	if path == "" || err != nil {
-		return nil
+		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, launcherTime)
 	defer cancel()
 	status, err := control.Dial(path).Brief(ctx)
-	if err != nil || len(status.Generations) != 1 {
-		return nil
+	switch {
+	case err != nil && nobodys(err):
+		return nil, nil
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("find the launcher that %s names, whose directory must let this process's user through (chmod o+x): %w", envOwner, err)
+	case err != nil:
+		return nil, fmt.Errorf("find the launcher that %s names: %w", envOwner, err)
+	case len(status.Generations) != 1:
+		return nil, nil
 	}
-	if g := status.Generations[0]; g.Generation != number || g.State != Starting || !ancestor(g.Owner) {
-		return nil
+	if g := status.Generations[0]; g.Generation != number || g.State != Starting || !process.Descends(os.Getpid(), g.Owner) {
+		return nil, nil
 	}
 	g := &guest{number: number}
 	g.now.Store(Starting)
-	return g
+	return g, nil
 }
 
-// ancestor reports whether pid is this process's parent, or a parent's parent.
-func ancestor(pid int) bool {
-	for p := os.Getppid(); p > 0; p = process.Parent(p) {
-		if p == pid {
-			return true
-		}
-	}
-	return false
+// nobodys reports whether a launcher could not be asked because it is dead, or is not this process's.
+func nobodys(err error) bool {
+	var refused *control.StatusError
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, control.ErrNoOutcome) ||
+		errors.As(err, &refused)
 }
 
 func (g *guest) state() State { return g.now.Load().(State) }
@@ -75,7 +104,7 @@ func (g *guest) listen(ctx context.Context, network, addr string) (net.Listener,
 		if err != nil {
 			return nil, err
 		}
-		g.unix = append(g.unix, l)
+		g.unix.add(l)
 		return l, nil
 	}
 	a, err := reuse.ParseAddress(ctx, network, addr)
@@ -88,7 +117,7 @@ func (g *guest) listen(ctx context.Context, network, addr string) (net.Listener,
 	if err != nil {
 		return nil, err
 	}
-	g.lns = append(g.lns, ln)
+	g.lns.add(ln)
 	return ln, nil
 }
 
@@ -103,7 +132,7 @@ func (g *guest) listenPacket(ctx context.Context, network, addr string) (net.Pac
 		return nil, err
 	}
 	pc := reuse.NewPacketConn(udp.(*net.UDPConn))
-	g.packets = append(g.packets, pc)
+	g.packets.add(pc)
 	return pc, nil
 }
 
@@ -130,7 +159,7 @@ func (g *Generation) runGuest(ctx context.Context, sig *signals) error {
 			return fmt.Errorf("before ready: %w", err)
 		}
 	}
-	for _, l := range g.guest.unix {
+	for _, l := range g.guest.unix.all() {
 		if err := l.Publish(); err != nil {
 			return err
 		}
@@ -151,14 +180,14 @@ func (g *Generation) runGuest(ctx context.Context, sig *signals) error {
 	defer cancel()
 	(*body)(g).Announce()
 	g.servers.closing()
-	for _, ln := range g.guest.lns {
+	for _, ln := range g.guest.lns.all() {
 		ln.Close()
 	}
-	for _, pc := range g.guest.packets {
+	for _, pc := range g.guest.packets.all() {
 		pc.CloseRead() // what was read is still answered
 		defer pc.Close()
 	}
-	for _, l := range g.guest.unix {
+	for _, l := range g.guest.unix.all() {
 		l.Close()
 	}
 	r := (*body)(g).Finish(ctx)

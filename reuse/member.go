@@ -39,6 +39,7 @@ type Member struct {
 	front   []*holder // placeholders that Yield closes
 	hidden  time.Time // since when those in front are, by Reserve; zero: they are not
 	ready   bool      // Reserve was called, and nothing came between
+	shared  bool      // since Reserve, until Reclaim: a newcomer may go by the places, and steers
 	keeper  *holder   // the placeholder that Hold gave the connections to
 	places  []int     // of sockets, since the last Settle
 	serving []int     // who else gets connections meanwhile
@@ -366,6 +367,7 @@ func (m *Member) Reserve() error {
 	if !steering || m.closed || m.ready {
 		return nil
 	}
+	m.shared = true
 	array, err := locate(m.addr)
 	if err != nil {
 		return err
@@ -523,7 +525,11 @@ func (m *Member) Reclaim() error {
 	if !steering || m.closed {
 		return nil
 	}
-	m.keeper = nil
+	return m.reclaimLocked()
+}
+
+func (m *Member) reclaimLocked() error {
+	m.keeper, m.shared = nil, false
 	m.yieldLocked()
 	if Migrates() {
 		// What was moved to a placeholder when another listener died moves on when it closes, to any
@@ -725,7 +731,10 @@ func (m *Member) closeHoldersNowLocked() {
 	m.holders, m.front, m.hidden, m.ready = nil, nil, time.Time{}, false
 }
 
-// leave takes one own socket out.
+// leave takes one own socket out. The others of a serving member get its new connections first, and
+// keep their places; after the last one clients are refused. While clients are kept waiting they go
+// on doing so, and while a newcomer goes by the places the steering is its own: [Member.Reclaim] sees to
+// it after that.
 func (m *Member) leave(s *socket) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -733,11 +742,45 @@ func (m *Member) leave(s *socket) error {
 		return nil
 	}
 	s.gone = true
-	if steering {
-		s.control(hide)
-		<-grace()
+	if !steering {
+		return s.close()
 	}
-	return s.close()
+	steers := m.open && !m.closed && !m.shared
+	var err error
+	if steers {
+		err = m.steerClearLocked()
+	}
+	s.control(hide)
+	<-grace()
+	err = errors.Join(err, s.close())
+	switch {
+	case !steers || m.keeper != nil:
+	case len(m.inodesLocked()) > 0:
+		err = errors.Join(err, m.reclaimLocked())
+	default:
+		m.closeHoldersLocked(slices.Clone(m.holders))
+	}
+	return err
+}
+
+// steerClearLocked takes the new connections from a socket of the member's that is about to leave, and
+// sees to it that a placeholder that nobody needs moves into its place.
+func (m *Member) steerClearLocked() error {
+	array, err := locate(m.addr)
+	if err != nil {
+		return err
+	}
+	m.places = placesOf(array, m.inodesLocked())
+	last := len(array) - 1
+	if slices.Contains(m.places, last) || m.keeper != nil && array[last] == m.keeper.inode {
+		if err := m.addHolderLocked(); err != nil {
+			return err
+		}
+	}
+	if m.keeper != nil || len(m.places) == 0 {
+		return nil
+	}
+	return m.attachLocked(serveProgram(m.addr.Network, m.places))
 }
 
 // Sockets are the inodes of all of the member's sockets, placeholders too.

@@ -32,8 +32,6 @@ const (
 	// maxAddress is the longest path that fits into a socket address with its
 	// final NUL byte (unix(7)). macOS and the BSDs have 4 bytes less.
 	maxAddress = 107
-	// maxDescriptors is how many a message can carry (SCM_MAX_FD, unix(7)).
-	maxDescriptors = 253
 	// sendTimeout bounds Send when the receiver has stopped reading.
 	sendTimeout = 5 * time.Second
 )
@@ -80,6 +78,7 @@ func validKey(key string) bool {
 // goroutines at once.
 type Socket struct {
 	path   string
+	mode   fs.FileMode
 	env    string
 	dir    *os.File // held open while env refers to it; else nil
 	file   fs.FileInfo
@@ -92,21 +91,22 @@ type Socket struct {
 	closeErr  error
 }
 
-// Listen makes a socket with mode 0600 at path, which names a place in an
-// existing directory. A file of a dead predecessor there is replaced; a socket
-// that somebody still listens on is an error that wraps syscall.EADDRINUSE.
+// Listen makes a socket with a mode (0600, or 0666 for senders of any user) at
+// path, which names a place in an existing directory. A file of a dead
+// predecessor there is replaced; a socket that somebody still listens on is an
+// error that wraps syscall.EADDRINUSE.
 //
 // accept is called for each message, from one goroutine, and says whether to
-// believe it: a believed READY=1 closes [Socket.Ready]. Nil believes all; any
-// process of the same user can send. accept must not call Close. Descriptors
-// that came with a message are closed after accept, so a sender's BARRIER=1 is
-// answered. Messages over 4096 bytes are dropped.
-func Listen(path string, accept func(Message) bool) (*Socket, error) {
+// believe it: a believed READY=1 closes [Socket.Ready]. Nil believes all that
+// the mode lets in. accept must not call Close. Descriptors that come with a
+// message are closed, those of one message before the next is read, so a
+// sender's BARRIER=1 is answered. Messages over 4096 bytes are dropped.
+func Listen(path string, mode fs.FileMode, accept func(Message) bool) (*Socket, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("listen for notifications: %w", err)
 	}
-	s := &Socket{path: path, accept: accept, ready: make(chan struct{}), done: make(chan struct{})}
+	s := &Socket{path: path, mode: mode, accept: accept, ready: make(chan struct{}), done: make(chan struct{})}
 	if err := s.bind(); err != nil {
 		return nil, fmt.Errorf("listen for notifications on %s: %w", path, err)
 	}
@@ -132,9 +132,9 @@ func (s *Socket) bind() (err error) {
 			return fmt.Errorf("the file's name: %w", syscall.ENAMETOOLONG)
 		}
 	}
-	s.conn, err = bind(address)
+	s.conn, err = bind(address, s.mode)
 	if errors.Is(err, syscall.EADDRINUSE) && removeStale(address) {
-		s.conn, err = bind(address)
+		s.conn, err = bind(address, s.mode)
 	}
 	if err != nil {
 		return err
@@ -145,15 +145,15 @@ func (s *Socket) bind() (err error) {
 			os.Remove(s.path)
 		}
 	}()
-	if err := os.Chmod(s.path, 0o600); err != nil {
+	if err := os.Chmod(s.path, s.mode); err != nil {
 		return err
 	}
 	s.file, err = os.Lstat(s.path)
 	return err
 }
 
-func bind(address string) (*net.UnixConn, error) {
-	config := net.ListenConfig{Control: control}
+func bind(address string, mode fs.FileMode) (*net.UnixConn, error) {
+	config := net.ListenConfig{Control: control(mode)}
 	conn, err := config.ListenPacket(context.Background(), "unixgram", address)
 	if err != nil {
 		return nil, cause(err)

@@ -2,6 +2,7 @@ package notify
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -9,22 +10,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var oobSpace = unix.CmsgSpace(unix.SizeofUcred) + unix.CmsgSpace(4*maxDescriptors)
+// oobSpace has no room for descriptors: the kernel drops those that a sender attached, and none
+// that a stranger made, to be slow to close, comes into this process.
+var oobSpace = unix.CmsgSpace(unix.SizeofUcred)
 
 // control runs before bind(2): the first message already carries the sender's
-// credentials (SO_PASSCRED, unix(7)), and the file is never wider than 0600,
+// credentials (SO_PASSCRED, unix(7)), and the file is never wider than its mode,
 // because Linux makes it with the mode of the socket itself.
-func control(_, _ string, raw syscall.RawConn) error {
-	var err error
-	controlErr := raw.Control(func(fd uintptr) {
-		if err = unix.Fchmod(int(fd), 0o600); err == nil {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+func control(mode fs.FileMode) func(_, _ string, raw syscall.RawConn) error {
+	return func(_, _ string, raw syscall.RawConn) error {
+		var err error
+		controlErr := raw.Control(func(fd uintptr) {
+			if err = unix.Fchmod(int(fd), uint32(mode)); err == nil {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+			}
+		})
+		if controlErr != nil {
+			return controlErr
 		}
-	})
-	if controlErr != nil {
-		return controlErr
+		return err
 	}
-	return err
 }
 
 func credentials(m *Message, c *unix.SocketControlMessage) {

@@ -3,6 +3,7 @@ package notify
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -10,6 +11,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A path too long for a socket address works by way of /proc, for listening,
@@ -28,7 +32,7 @@ func TestLongPath(t *testing.T) {
 	if len(s.Env()) > len("NOTIFY_SOCKET=")+maxAddress {
 		t.Errorf("%s is too long for a socket address", s.Env())
 	}
-	if _, err := Listen(path, nil); !errors.Is(err, syscall.EADDRINUSE) {
+	if _, err := Listen(path, 0o600, nil); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("beside a live socket: %v", err)
 	}
 	pid := sendFromChild(t, s, "STATUS=by env")
@@ -46,8 +50,47 @@ func TestLongPath(t *testing.T) {
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the file is still there: %v", err)
 	}
-	if _, err := Listen(filepath.Join(dir, strings.Repeat("n", 100)), nil); !errors.Is(err, syscall.ENAMETOOLONG) {
+	if _, err := Listen(filepath.Join(dir, strings.Repeat("n", 100)), 0o600, nil); !errors.Is(err, syscall.ENAMETOOLONG) {
 		t.Errorf("a long name: %v", err)
+	}
+}
+
+// A socket for senders of any user tells who sent, and takes no descriptor of theirs.
+func TestOpenToAll(t *testing.T) {
+	path := filepath.Join(directory(t), "s")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	messages := make(chan Message, 1)
+	s, err := Listen(path, 0o666, func(m Message) bool {
+		// The sender's end is closed by now: if there is no other one, this is the end of the file.
+		r.SetReadDeadline(time.Now().Add(time.Second))
+		if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("a descriptor has come in: %v", err)
+		}
+		messages <- m
+		return true
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if info, err := os.Lstat(path); err != nil || info.Mode() != os.ModeSocket|0o666 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	from, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(from)
+	if err := unix.Sendmsg(from, []byte("READY=1"), unix.UnixRights(int(w.Fd())), &unix.SockaddrUnix{Name: path}, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if m := receive(t, messages); m.Pid != os.Getpid() || !m.Ready() {
+		t.Errorf("got %+v", m)
 	}
 }
 

@@ -4,17 +4,21 @@ package notify
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
+// maxDescriptors is how many a message can carry.
+const maxDescriptors = 253
+
 var oobSpace = unix.CmsgSpace(4 * maxDescriptors)
 
 // control has nothing to set before bind(2): the mode is set after it, and the
 // directory is what keeps others out.
-func control(_, _ string, _ syscall.RawConn) error { return nil }
+func control(fs.FileMode) func(_, _ string, raw syscall.RawConn) error { return nil }
 
 func credentials(*Message, *unix.SocketControlMessage) {}
 

@@ -46,7 +46,7 @@ func directory(t *testing.T) string {
 
 func listen(t *testing.T, path string, accept func(Message) bool) *Socket {
 	t.Helper()
-	s, err := Listen(path, accept)
+	s, err := Listen(path, 0o600, accept)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestStaleAndLiveSocket(t *testing.T) {
 		t.Fatalf("the predecessor left no file: %v", err)
 	}
 	s := listen(t, path, nil)
-	if _, err := Listen(path, nil); !errors.Is(err, syscall.EADDRINUSE) {
+	if _, err := Listen(path, 0o600, nil); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("beside a live socket: %v", err)
 	}
 	mustSend(t, s, "READY=1")
@@ -209,13 +209,13 @@ func TestStaleAndLiveSocket(t *testing.T) {
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(file, nil); !errors.Is(err, syscall.EADDRINUSE) {
+	if _, err := Listen(file, 0o600, nil); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("on a file: %v", err)
 	}
 	if _, err := os.Stat(file); err != nil {
 		t.Errorf("the file is gone: %v", err)
 	}
-	if _, err := Listen(filepath.Join(path, "none", "s"), nil); err == nil {
+	if _, err := Listen(filepath.Join(path, "none", "s"), 0o600, nil); err == nil {
 		t.Error("no error for a directory that is not there")
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -41,9 +42,9 @@ func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
 	return conn.(*net.UnixConn), nil
 }
 
-// listenUnix listens on the path with mode 0600. A socket that a dead owner left there
+// listenUnix listens on the path with the mode. A socket that a dead owner left there
 // is removed; one that answers, or what is no socket, is an error.
-func listenUnix(path string) (*net.UnixListener, error) {
+func listenUnix(path string, mode fs.FileMode) (*net.UnixListener, error) {
 	var ln *net.UnixListener
 	err := reach(path, func(short string) (err error) {
 		if err := removeStale(short, path); err != nil {
@@ -57,7 +58,7 @@ func listenUnix(path string) (*net.UnixListener, error) {
 	}
 	ln.SetUnlinkOnClose(false) // the short path may lead nowhere by then
 	// Until here the mode is the umask's. Who connects is looked at all the same.
-	if err := os.Chmod(path, 0o600); err != nil {
+	if err := os.Chmod(path, mode); err != nil {
 		ln.Close()
 		os.Remove(path)
 		return nil, err

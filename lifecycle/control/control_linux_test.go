@@ -1,7 +1,11 @@
 package control
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,6 +79,42 @@ func TestAnotherUserIsRefused(t *testing.T) {
 	}
 	if out := ask(12345); !strings.Contains(out, ErrNoOutcome.Error()) {
 		t.Errorf("another user: %q", out)
+	}
+}
+
+// TestIntroduce: processes that are admitted are told who the owner is, and nothing can be asked for; others
+// are not answered.
+func TestIntroduce(t *testing.T) {
+	for _, admitted := range []bool{true, false} {
+		path := socket(t)
+		var warnings bytes.Buffer
+		asked := make(chan int, 10)
+		s, err := Introduce(path, 0o666, func(pid int) bool { asked <- pid; return admitted },
+			func() Status { return Status{Service: "web"} }, slog.New(slog.NewTextHandler(&warnings, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Lstat(path); err != nil || info.Mode() != os.ModeSocket|0o666 {
+			t.Errorf("%v, %v", info.Mode(), err)
+		}
+		got, err := Dial(path).Brief(t.Context())
+		if admitted && (err != nil || got.Service != "web") || !admitted && !errors.Is(err, ErrNoOutcome) {
+			t.Errorf("admitted %t: %+v, %v", admitted, got, err)
+		}
+		if pid := <-asked; pid != os.Getpid() {
+			t.Errorf("process %d is looked at, want %d", pid, os.Getpid())
+		}
+		var refused *StatusError
+		if _, err := Dial(path).Stop(t.Context(), StopRequest{}, nil); admitted && (!errors.As(err, &refused) || refused.Code != http.StatusNotFound) || err == nil {
+			t.Errorf("admitted %t: a stop: %v", admitted, err)
+		}
+		if _, err := Dial(path).Session(t.Context()); err == nil {
+			t.Errorf("admitted %t: a session was begun", admitted)
+		}
+		closeServer(t, s)
+		if warnings.Len() > 0 {
+			t.Errorf("anybody can fill the log: %s", &warnings)
+		}
 	}
 }
 

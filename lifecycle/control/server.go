@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -30,6 +31,7 @@ type Server struct {
 	path    string
 	file    os.FileInfo // the socket as it was made
 	backend Backend
+	look    func(ctx context.Context, connections bool) (Status, error)
 	log     *slog.Logger
 	http    *http.Server
 	served  chan struct{} // closed when http.Serve has returned
@@ -48,37 +50,56 @@ type Server struct {
 // owner left is replaced. The path may be of any length on Linux, 103 bytes elsewhere.
 // A nil log says nothing.
 func Serve(path string, b Backend, log *slog.Logger) (*Server, error) {
+	s := newServer(path, b.Status, log)
+	s.backend = b
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", s.status)
+	mux.HandleFunc("POST /v1/reload", s.reload)
+	mux.HandleFunc("POST /v1/stop", s.stop)
+	mux.HandleFunc("POST /v1/session", s.session)
+	return s.serve(mux, 0o600, func(_, uid int) bool { return allowed(uid) }, slog.LevelWarn)
+}
+
+// Introduce listens on the path for processes that the owner has started, and answers [Client.Brief]
+// and nothing else. With mode 0666 anybody can connect: admit says which processes are answered.
+// Others are not even listened to, and leave no trace in the log but at its lowest level.
+func Introduce(path string, mode fs.FileMode, admit func(pid int) bool, brief func() Status, log *slog.Logger) (*Server, error) {
+	s := newServer(path, func(context.Context, bool) (Status, error) { return brief(), nil }, log)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", s.status)
+	return s.serve(mux, mode, func(pid, _ int) bool { return admit(pid) }, slog.LevelDebug)
+}
+
+func newServer(path string, look func(context.Context, bool) (Status, error), log *slog.Logger) *Server {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	ln, err := listenUnix(path)
-	if err != nil {
-		return nil, fmt.Errorf("serve the control socket %s: %w", path, err)
-	}
-	file, err := os.Lstat(path)
-	if err != nil {
-		ln.Close()
-		return nil, fmt.Errorf("serve the control socket %s: %w", path, err)
-	}
 	s := &Server{
 		path:     path,
-		file:     file,
-		backend:  b,
+		look:     look,
 		log:      log,
 		served:   make(chan struct{}),
 		answered: make(chan struct{}),
 		ended:    make(chan struct{}),
 	}
 	s.base, s.abandon = context.WithCancel(context.Background())
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", s.status)
-	mux.HandleFunc("POST /v1/reload", s.reload)
-	mux.HandleFunc("POST /v1/stop", s.stop)
-	mux.HandleFunc("POST /v1/session", s.session)
+	return s
+}
+
+// serve listens, and answers whom admit lets in; of others it tells at the level.
+func (s *Server) serve(h http.Handler, mode fs.FileMode, admit func(pid, uid int) bool, level slog.Level) (*Server, error) {
+	ln, err := listenUnix(s.path, mode)
+	if err != nil {
+		return nil, fmt.Errorf("serve the control socket %s: %w", s.path, err)
+	}
+	if s.file, err = os.Lstat(s.path); err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("serve the control socket %s: %w", s.path, err)
+	}
 	s.http = &http.Server{
-		Handler:           mux,
+		Handler:           h,
 		ReadHeaderTimeout: requestTimeout,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			return context.WithValue(ctx, peerKey{}, conn.(*peerConn))
 		},
@@ -86,8 +107,8 @@ func Serve(path string, b Backend, log *slog.Logger) (*Server, error) {
 	s.http.SetKeepAlivesEnabled(false)
 	go func() {
 		defer close(s.served)
-		if err := s.http.Serve(&peerListener{ln, log}); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("control socket failed", "path", path, "error", err)
+		if err := s.http.Serve(&peerListener{ln, admit, s.log, level}); !errors.Is(err, http.ErrServerClosed) {
+			s.log.Error("control socket failed", "path", s.path, "error", err)
 		}
 	}()
 	return s, nil
@@ -101,10 +122,12 @@ type peerConn struct {
 	pid, uid int
 }
 
-// peerListener lets in the effective user's processes and root's.
+// peerListener lets in those that admit does.
 type peerListener struct {
 	*net.UnixListener
-	log *slog.Logger
+	admit func(pid, uid int) bool
+	log   *slog.Logger
+	level slog.Level
 }
 
 func (l *peerListener) Accept() (net.Conn, error) {
@@ -114,14 +137,15 @@ func (l *peerListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		pid, uid, err := peerOf(conn)
-		if err == nil && allowed(uid) {
+		if err == nil && l.admit(pid, uid) {
 			return &peerConn{conn, pid, uid}, nil
 		}
-		l.log.Warn("control connection refused", "pid", pid, "uid", uid, "error", err)
+		l.log.Log(context.Background(), l.level, "control connection refused", "pid", pid, "uid", uid, "error", err)
 		conn.Close()
 	}
 }
 
+// allowed is for the effective user's processes and root's.
 func allowed(uid int) bool { return uid == 0 || uid == os.Geteuid() }
 
 // enter counts an answer in, unless the server is closing.
@@ -208,7 +232,7 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.leave()
-	status, err := s.backend.Status(r.Context(), r.URL.Query().Get(queryConnections) != "false")
+	status, err := s.look(r.Context(), r.URL.Query().Get(queryConnections) != "false")
 	if err != nil {
 		refuse(w, http.StatusInternalServerError, err)
 		return

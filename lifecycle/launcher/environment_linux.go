@@ -41,6 +41,6 @@ func (g *generation) environment() ([]string, error) {
 	return append(env,
 		nameVariable+"="+g.l.opt.Name,
 		generationVariable+"="+strconv.Itoa(g.owner.Number()),
-		"OVERLAP_OWNER="+g.owner.Dir().SocketPath(g.owner.Number()),
+		"OVERLAP_OWNER="+g.owner.Dir().LauncherPath(g.owner.Number()),
 		g.notify.Env()), nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"slices"
@@ -13,8 +14,10 @@ import (
 
 	"overlap/health"
 	"overlap/health/notify"
+	"overlap/lifecycle/control"
 	"overlap/lifecycle/internal/trial"
 	"overlap/lifecycle/owner"
+	"overlap/lifecycle/process"
 	"overlap/reuse"
 )
 
@@ -56,6 +59,7 @@ type generation struct {
 	program *program
 	sockets *sockets
 	notify  *notify.Socket
+	known   *control.Server // where the program finds out whose it is
 
 	drainTimeout time.Duration // of this drain, if somebody asked for another than the setting
 
@@ -157,7 +161,7 @@ func (g *generation) begin(ctx context.Context, timeout time.Duration) error {
 	if err := l.readyOrphan(ctx, g); err != nil {
 		return err
 	}
-	if err := g.listenNotify(); err != nil {
+	if err := g.listenToProgram(); err != nil {
 		return err
 	}
 	trial.At("entered")
@@ -214,10 +218,20 @@ func (g *generation) heedStops() (undo func()) {
 	return func() { close(begun); <-done }
 }
 
-// listenNotify opens the generation's own NOTIFY_SOCKET.
-func (g *generation) listenNotify() error {
-	path := g.owner.Dir().Path() + fmt.Sprintf("/%d.notify", g.owner.Number())
-	s, err := notify.Listen(path, func(m notify.Message) bool {
+// listenToProgram opens the generation's own NOTIFY_SOCKET, and the socket where a server with the
+// library finds out that it has a launcher. Root's program may have become any user by then, so
+// anybody can connect to root's, and who does is looked at. They are files, though in the abstract namespace
+// no directory would be in the way, because many programs take NOTIFY_SOCKET for a path (Puma, Sidekiq).
+func (g *generation) listenToProgram() (err error) {
+	dir, n := g.owner.Dir(), g.owner.Number()
+	mode := fs.FileMode(0o600)
+	if os.Geteuid() == 0 {
+		mode = 0o666
+	}
+	if err := dir.LetThrough(); err != nil && g.l.serving() == nil {
+		g.log.Info("a program that gives up root can't say that it is ready, nor find its launcher with the library; chmod o+x lifts it", "because", err)
+	}
+	g.notify, err = notify.Listen(dir.NotifyPath(n), mode, func(m notify.Message) bool {
 		if !g.mine(m.Pid) {
 			return false
 		}
@@ -229,8 +243,17 @@ func (g *generation) listenNotify() error {
 	if err != nil {
 		return fmt.Errorf("notify socket: %w", err)
 	}
-	g.notify = s
-	return nil
+	descends := func(pid int) bool { return process.Descends(pid, os.Getpid()) }
+	g.known, err = control.Introduce(dir.LauncherPath(n), mode, descends, g.brief, g.log)
+	return err
+}
+
+// brief is what the program is told.
+func (g *generation) brief() control.Status {
+	s := g.owner.Status()
+	me := s.Generations[0]
+	return control.Status{Service: s.Service,
+		Generations: []control.Generation{{Generation: me.Generation, State: me.State, Owner: me.Owner}}}
 }
 
 // mine reports whether a process is of the generation's program. One that speaks up before its
@@ -392,6 +415,11 @@ func (g *generation) over(err error) {
 	g.sockets.close()
 	if g.notify != nil {
 		g.notify.Close() // before the number is free for the next one
+	}
+	if g.known != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		g.known.Close(ctx)
+		cancel()
 	}
 	if g.owner != nil {
 		g.owner.Close()

@@ -2,6 +2,7 @@ package launcher_test
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"net"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"overlap/health/notify"
 	"overlap/lifecycle/bench"
 	"overlap/lifecycle/control"
 	"overlap/lifecycle/launcher"
@@ -205,19 +207,69 @@ func TestReuseOffRefused(t *testing.T) {
 	}
 }
 
-// TestOtherUser: the program of a privileged launcher may become another user before it listens.
+// TestOtherUser: the program of a privileged launcher may become another user before it listens, and
+// still says that it is ready, and finds its launcher.
 func TestOtherUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root may become another user")
+	}
+	for _, kind := range []string{"polite", "guest"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			if err := os.Chmod(s.root, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			addr := free(t, "tcp", "127.0.0.1")
+			s.c.Probes = []string{"notify"}
+			s.goProgram(programConfig{Kind: kind, Listen: []string{addr}, User: 65534, Ready: true})
+			s.loss(addr, kind == "guest")
+		})
+	}
+}
+
+// TestOtherUserKeptOut: where another user can't come to its launcher, a server with the library does not
+// start: it would steer too.
+func TestOtherUserKeptOut(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root may become another user")
 	}
 	t.Parallel()
 	s := newService(t)
-	if err := os.Chmod(s.root, 0o755); err != nil {
+	if err := os.Chmod(s.root, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	addr := free(t, "tcp", "127.0.0.1")
-	s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}, User: 65534})
-	s.loss(addr, false)
+	s.goProgram(programConfig{Kind: "guest", Listen: []string{free(t, "tcp", "127.0.0.1")}, User: 65534})
+	if code := s.code(s.start()); code != 20 {
+		t.Errorf("exit code %d, want the program's", code)
+	}
+	for _, text := range []string{"others can't enter " + s.root, "find the launcher that OVERLAP_OWNER names", "permission denied"} {
+		if !strings.Contains(s.output(), text) {
+			t.Errorf("%q is not said", text)
+		}
+	}
+}
+
+// TestSocketsForTheProgramAlone: whoever else connects to them is not believed, and not answered.
+func TestSocketsForTheProgramAlone(t *testing.T) {
+	s := newService(t)
+	s.c.Probes, s.c.Start = []string{"notify"}, 2*time.Second
+	s.goProgram(programConfig{Kind: "polite", Listen: []string{free(t, "tcp", "127.0.0.1")}})
+	r := s.start()
+	eventually(t, func() error {
+		_, err := os.Lstat(s.open().LauncherPath(1))
+		return err
+	})
+	t.Setenv("NOTIFY_SOCKET", s.open().NotifyPath(1))
+	if err := notify.Send("READY=1"); err != nil {
+		t.Error(err)
+	}
+	if status, err := control.Dial(s.open().LauncherPath(1)).Brief(t.Context()); !errors.Is(err, control.ErrNoOutcome) {
+		t.Errorf("a stranger is told %+v, %v", status, err)
+	}
+	if code := s.code(r); code == 0 || !strings.Contains(s.output(), "never became ready") {
+		t.Errorf("exit code %d: a stranger's READY=1 was believed", code)
+	}
 }
 
 // reached are the ways in which a launcher gets hold of its program's sockets.

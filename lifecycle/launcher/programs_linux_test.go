@@ -21,6 +21,7 @@ import (
 	reuseport "github.com/libp2p/go-reuseport"
 	"golang.org/x/sys/unix"
 
+	"overlap/health/notify"
 	"overlap/lifecycle"
 	"overlap/lifecycle/bench"
 )
@@ -37,6 +38,7 @@ type programConfig struct {
 	Share    bool          // it sets SO_REUSEPORT itself
 	Option   string        // what it does to its sockets: see setOption
 	User     int           // who it becomes before it listens, where that is not 0
+	Ready    bool          // it says READY=1 when it listens
 	UDP      []string      // addresses that it binds, and does not read from
 	Answer   time.Duration // what it takes from a datagram to its echo
 	Fail     string        // "late": not healthy for a second; "unhealthy", "crash early", "crash in check", "hang", "never"
@@ -204,16 +206,16 @@ func (c programConfig) serve() error {
 	if c.Workers > 0 {
 		return c.work()
 	}
-	if c.Kind == "guest" {
-		return lifecycle.ListenAndServe(&http.Server{Addr: c.Listen[0], Handler: c.handler()})
-	}
-	srv := &http.Server{Handler: c.handler()}
-	failed := make(chan error, 1)
 	if c.User != 0 {
 		if err := syscall.Setuid(c.User); err != nil {
 			return err
 		}
 	}
+	if c.Kind == "guest" {
+		return lifecycle.ListenAndServe(&http.Server{Addr: c.Listen[0], Handler: c.handler()})
+	}
+	srv := &http.Server{Handler: c.handler()}
+	failed := make(chan error, 1)
 	lc := net.ListenConfig{}
 	if c.Share || c.Sockets > 1 || c.Reopen || os.Getenv("WORKER_OF") != "" {
 		lc.Control = reuseport.Control
@@ -226,6 +228,11 @@ func (c programConfig) serve() error {
 	all, err := c.listen(lc)
 	if err != nil {
 		return err
+	}
+	if c.Ready {
+		if err := notify.Send("READY=1"); err != nil {
+			return err
+		}
 	}
 	for _, ln := range all {
 		switch {

@@ -17,6 +17,8 @@ func (o *Owner) Member(ctx context.Context, a reuse.Address) (*reuse.Member, err
 
 // MemberOf is Member for sockets of the effective user uid.
 func (o *Owner) MemberOf(ctx context.Context, a reuse.Address, uid int) (*reuse.Member, error) {
+	o.joining.Lock()
+	defer o.joining.Unlock()
 	if m := o.member(a.Network, a.String()); m != nil && a.AddrPort.Port() != 0 {
 		return m, nil
 	}

@@ -69,6 +69,10 @@ type Owner struct {
 	claimed     map[uint64]bool // sockets of the program that are no member's yet
 	predecessor *predecessor
 
+	// joining is held while an address that is new becomes one of the generation's: two at once would make
+	// two members of one group, which undo each other's steering.
+	joining sync.Mutex
+
 	// finding is held while the predecessor may become another one.
 	finding sync.Mutex
 	decided bool // it matters no more: this generation has switched, or is over

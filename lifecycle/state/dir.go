@@ -32,7 +32,7 @@ type Dir struct {
 }
 
 // Open opens the directory of a service below a state directory, and makes both,
-// 0700, where they are not there. A directory that belongs to somebody else, that
+// 0700, where they are not there (root's let others through: see [Dir.LetThrough]). A directory that belongs to somebody else, that
 // others can write to, or that is a link is an error that says so. Root may open
 // another user's service that exists, to read it; what would change it is refused.
 func Open(root, name string) (*Dir, error) { return open(root, name, true) }
@@ -100,6 +100,12 @@ func (d *Dir) UID() int { return d.uid }
 // SocketPath returns the path of generation n's control socket. It can be longer than
 // a socket address holds; package control copes with that.
 func (d *Dir) SocketPath(n int) string { return filepath.Join(d.path, strconv.Itoa(n)+".sock") }
+
+// NotifyPath returns the path of the NOTIFY_SOCKET of generation n's program.
+func (d *Dir) NotifyPath(n int) string { return filepath.Join(d.path, strconv.Itoa(n)+".notify") }
+
+// LauncherPath returns the path of the socket where generation n's launcher answers its program.
+func (d *Dir) LauncherPath(n int) string { return filepath.Join(d.path, strconv.Itoa(n)+".launcher") }
 
 // Close closes the directory. It releases no lock.
 func (d *Dir) Close() error { return d.dir.Close() }
@@ -298,7 +304,7 @@ func (d *Dir) Newest() (int, error) {
 	return newest, nil
 }
 
-// Remove deletes what there is of generation n: socket, lock, record. It refuses,
+// Remove deletes what there is of generation n: sockets, lock, record. It refuses,
 // with ErrOwned, while another process or another Dir owns it. The record goes last,
 // so that a crash leaves something to remove again. Nothing there is no error.
 func (d *Dir) Remove(n int) error {
@@ -323,7 +329,10 @@ func (d *Dir) remove(n int) error {
 		return err
 	}
 	number := strconv.Itoa(n)
-	errs := []error{d.unlink(number + ".sock"), d.unlink(number + ".lock")}
+	var errs []error
+	for _, suffix := range []string{".sock", ".notify", ".launcher", ".lock"} {
+		errs = append(errs, d.unlink(number+suffix))
+	}
 	for _, file := range files {
 		if strings.HasPrefix(file, temporaryPrefix(n)) {
 			errs = append(errs, d.unlink(file))

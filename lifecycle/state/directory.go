@@ -17,7 +17,7 @@ type creating int
 
 const (
 	makeNothing creating = iota
-	makeOne              // the directory, 0700
+	makeOne              // the directory, 0700, root's 0711
 	makeParents          // the ones above it too, 0755
 )
 
@@ -25,6 +25,7 @@ const (
 // link, that nobody but its owner can write to, and that belongs to the effective
 // user, or the effective user is root.
 func openDirectory(path string, create creating) (*os.File, error) {
+	made := false
 	if create == makeParents {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return nil, err
@@ -33,11 +34,21 @@ func openDirectory(path string, create creating) (*os.File, error) {
 	if create != makeNothing {
 		// The umask can only take away, and a mode of 0700 that loses owner's bits
 		// shows when it is used.
-		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		err := os.Mkdir(path, 0o700)
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		made = err == nil
+	}
+	dir, err := openDirectoryAt(unix.AT_FDCWD, path, path)
+	if err == nil && made && os.Geteuid() == 0 {
+		err = dir.Chmod(passable) // see [Dir.LetThrough]
+		if err != nil {
+			dir.Close()
 			return nil, err
 		}
 	}
-	return openDirectoryAt(unix.AT_FDCWD, path, path)
+	return dir, err
 }
 
 func openDirectoryAt(at int, name, path string) (*os.File, error) {

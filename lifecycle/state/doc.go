@@ -14,6 +14,11 @@
 //	N.lock         held (flock) by generation N's owner alone
 //	N.json         generation N's record
 //	N.sock         generation N's control socket (package control)
+//	N.notify       the NOTIFY_SOCKET of N's program, where it is launched
+//	N.launcher     where N's launcher says that it is the program's (package control)
+//
+// Root's directories let other users through, and list nothing to them: the sockets of N's program are
+// for whatever user that has become, and the rest is 0600.
 //
 // The directory is locked itself (flock, shared) by each owner, so that systemd-tmpfiles
 // leaves its files alone.

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -185,14 +186,90 @@ func TestRecordsComeBack(t *testing.T) {
 	}
 }
 
+// directoryMode is what a directory is made with: root's program may become any user.
+func directoryMode() fs.FileMode {
+	if os.Geteuid() == 0 {
+		return 0o711
+	}
+	return 0o700
+}
+
+// TestLetThrough: what is open to other users in root's directories is in their reach, whatever the umask, and
+// where it can't be the error names what is in the way.
+func TestLetThrough(t *testing.T) {
+	top := t.TempDir()
+	modes := map[string]fs.FileMode{filepath.Dir(top): 0o755, top: 0o755}
+	for path, mode := range modes {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer syscall.Umask(syscall.Umask(0o077))
+	d, err := Open(filepath.Join(top, "root"), "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := d.LetThrough(); err != nil {
+		t.Error(err)
+	}
+	for _, path := range []string{d.Path(), filepath.Dir(d.Path())} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != directoryMode() {
+			t.Errorf("%s: %v, %v, want %v", path, info.Mode(), err, directoryMode())
+		}
+	}
+	if err := os.Chmod(top, 0o710); err != nil {
+		t.Fatal(err)
+	}
+	err = d.LetThrough()
+	if os.Geteuid() != 0 {
+		if err != nil {
+			t.Errorf("not root: %v", err)
+		}
+		return
+	}
+	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), top+" ") {
+		t.Errorf("below a closed directory: %v", err)
+	}
+	defer func(was string) { systemRoot = was }(systemRoot)
+	systemRoot = filepath.Dir(d.Path())
+	for _, path := range []string{d.Path(), systemRoot} { // as an older version left them
+		if err := os.Chmod(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(top, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.LetThrough(); err != nil {
+		t.Errorf("the directories of an older version: %v", err)
+	}
+}
+
+// TestRemoveSockets: a launcher that was killed leaves its program's sockets.
+func TestRemoveSockets(t *testing.T) {
+	d := openService(t)
+	for _, path := range []string{d.SocketPath(1), d.NotifyPath(1), d.LauncherPath(1)} {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Remove(1); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(d.Path()); err != nil || len(left) > 0 {
+		t.Errorf("%v are left, %v", left, err)
+	}
+}
+
 func TestModes(t *testing.T) {
 	d := openService(t)
 	if err := d.Write(record(1)); err != nil {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]fs.FileMode{
-		filepath.Dir(d.Path()):            0o700,
-		d.Path():                          0o700,
+		filepath.Dir(d.Path()):            directoryMode(),
+		d.Path():                          0o700, // until LetThrough
 		filepath.Join(d.Path(), "1.json"): 0o600,
 	} {
 		info, err := os.Stat(path)

@@ -17,9 +17,17 @@ func MkdirTemp(pattern string) (string, error) {
 		if !filepath.IsAbs(parent) || !inMemory(parent) {
 			continue
 		}
-		if dir, err := os.MkdirTemp(parent, pattern); err == nil {
+		if dir, err := mkdirTemp(parent, pattern); err == nil {
 			return dir, nil
 		}
 	}
-	return os.MkdirTemp("", pattern)
+	return mkdirTemp("", pattern)
+}
+
+func mkdirTemp(parent, pattern string) (string, error) {
+	dir, err := os.MkdirTemp(parent, pattern)
+	if err == nil && os.Geteuid() == 0 {
+		err = os.Chmod(dir, passable) // see [Dir.LetThrough]
+	}
+	return dir, err
 }

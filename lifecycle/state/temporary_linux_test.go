@@ -20,7 +20,7 @@ func TestMkdirTemp(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { os.RemoveAll(dir) })
-		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != directoryMode() {
 			t.Errorf("%v, %v", info.Mode(), err)
 		}
 		return filepath.Dir(dir)
