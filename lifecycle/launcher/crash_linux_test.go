@@ -104,6 +104,20 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestCrashOfMaster: no worker serves on when the program's main process has ended and is not started again.
+func TestCrashOfMaster(t *testing.T) {
+	t.Parallel()
+	s, addr, _ := polite(t, func(s *service, c *programConfig) { s.c.Restart, c.Master = "no", true })
+	s.mustAsk(addr, 1)
+	syscall.Kill(s.alone().Program.PID, syscall.SIGKILL)
+	if code := s.code(s.runs[0]); code != 128+int(syscall.SIGKILL) {
+		t.Errorf("exit code %d, want the program's", code)
+	}
+	if left := s.left(); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
+	}
+}
+
 // TestHold: clients of a program that is gone wait, until the hold is over: then they are refused.
 func TestHold(t *testing.T) {
 	for _, hold := range []time.Duration{-1, time.Second} {

@@ -316,9 +316,12 @@ func (g *generation) serve() {
 // one, until its successor has started. It reports true where that died too.
 func (g *generation) crashed() bool {
 	g.log.Warn("the program ended", "status", g.program.words())
-	if g.l.isStopping() || g.owner.GiveBack(context.Background()) {
-		err := g.endOfProgram()
+	over := func(err error) {
+		g.program.kill() // a worker would serve on
 		g.over(err)
+	}
+	if g.l.isStopping() || g.owner.GiveBack(context.Background()) {
+		over(g.endOfProgram())
 		return false
 	}
 	g.holding.Store(true)
@@ -334,16 +337,16 @@ func (g *generation) crashed() bool {
 				return true // to be started again
 			}
 			g.handedOver.Store(true)
-			g.over(nil)
+			g.over(nil) // the drain has killed it
 		case req := <-g.owner.Stops():
 			if g.l.stop(syscall.SIGTERM, req.Timeout) {
 				continue // it comes back through stops
 			}
-			g.over(nil)
+			over(nil)
 		case <-g.stops:
-			g.over(nil)
+			over(nil)
 		case <-g.restarting: // given up
-			g.over(g.endOfRestarts())
+			over(g.endOfRestarts())
 		}
 		return false
 	}
