@@ -425,6 +425,52 @@ func TestTakeOver(t *testing.T) {
 	}
 }
 
+// TestMasterWithoutLauncher: of a program whose launcher was killed nothing is left behind, whether its main process
+// lives or only a worker: neither by the launcher that takes over nor by a stop.
+func TestMasterWithoutLauncher(t *testing.T) {
+	for _, masterDies := range []bool{false, true} {
+		orphan := func(t *testing.T) (*service, string) {
+			t.Parallel()
+			s, addr, _ := polite(t, func(_ *service, c *programConfig) { c.Master = true })
+			r := s.alone()
+			s.runs[0].kill()
+			if masterDies {
+				syscall.Kill(r.Program.PID, syscall.SIGKILL)
+				eventually(t, func() error {
+					if alive(r.Program) {
+						return errors.New("it does not die")
+					}
+					return nil
+				})
+			}
+			s.mustAsk(addr, 1)
+			return s, addr
+		}
+		t.Run(fmt.Sprintf("takeover, master dies=%v", masterDies), func(t *testing.T) {
+			s, addr := orphan(t)
+			noLoss(t, s.under(addr, func() {
+				s.start()
+				s.serving(1)
+				s.said("the old program is gone")
+				s.reload()
+				s.alone()
+			}).close)
+			if left := s.left(); len(left) != 3 {
+				t.Errorf("processes %v, want the launcher, its program and the worker", left)
+			}
+		})
+		t.Run(fmt.Sprintf("stop, master dies=%v", masterDies), func(t *testing.T) {
+			s, _ := orphan(t)
+			if code, out := s.overlap("stop", s.c.Name); code != 0 {
+				t.Errorf("stop: exit code %d: %s", code, out)
+			}
+			if left := s.left(); len(left) > 0 {
+				t.Errorf("processes %v are left", left)
+			}
+		})
+	}
+}
+
 // noLossWithin is noLoss for requests that a busy machine did not keep longer than the stop
 // delay: one that it did may be cut with its program, which is what the delay says.
 func noLossWithin(t testing.TB, r *bench.Result, delay time.Duration) {

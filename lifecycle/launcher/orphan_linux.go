@@ -2,14 +2,18 @@ package launcher
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
+	"strconv"
 	"syscall"
 	"time"
 
+	"overlap/lifecycle/owner"
 	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
 	"overlap/reuse"
+	"overlap/reuse/sockdiag"
 )
 
 // An orphan is a program that serves and has no launcher: its launcher died, or it never had
@@ -22,8 +26,8 @@ func borrowFromOrphan(r *state.Record, ino uint64, f func(fd int) error) error {
 }
 
 func orphanTree(r *state.Record) []int {
-	if r.Program == nil {
-		return nil
+	if r.Program == nil || !r.Program.Alive() {
+		return leftBehind(r)
 	}
 	tree, err := process.Tree(r.Program.PID)
 	if err != nil {
@@ -38,7 +42,11 @@ func (l *launcher) drainOrphans(g *generation) {
 		g.sockets.running.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), g.req.set.DrainTimeout)
 			defer cancel()
-			endOrphan(ctx, &r, g.req.set.StopDelay, g.req.set.StopSignal)
+			err := endOrphan(ctx, &r, g.req.set.StopDelay, g.req.set.StopSignal)
+			if owner.Orphan(r) { // its record tells the next one whose the sockets are
+				l.log.Error("the old program still listens", "pid", r.Program.PID, "error", err)
+				return
+			}
 			l.log.Info("the old program is gone", "pid", r.Program.PID)
 			if r.Generation > 0 {
 				g.owner.Dir().Remove(r.Generation)
@@ -47,14 +55,21 @@ func (l *launcher) drainOrphans(g *generation) {
 	}
 }
 
-// endOrphan drains a program from outside.
-func endOrphan(ctx context.Context, r *state.Record, delay time.Duration, sig syscall.Signal) {
-	if r.Program == nil || !r.Program.Alive() {
-		return
+// endOrphan drains a program from outside: the stop signal is its main process's, or where that has ended another's.
+// What is left when that one has ended, or ctx, is killed.
+func endOrphan(ctx context.Context, r *state.Record, delay time.Duration, sig syscall.Signal) error {
+	left := func() []int { return notOurs(orphanTree(r)) }
+	known := identities(left)
+	if len(known) == 0 {
+		return nil
 	}
-	h, err := process.Open(*r.Program)
+	h, err := process.Open(known[0])
+	if errors.Is(err, os.ErrProcessDone) {
+		killAll(known, left)
+		return nil
+	}
 	if err != nil {
-		return
+		return err
 	}
 	defer h.Close()
 	clients := connections{tree: func() []int { return orphanTree(r) }}
@@ -85,15 +100,80 @@ func endOrphan(ctx context.Context, r *state.Record, delay time.Duration, sig sy
 	if delay > 0 {
 		hideDatagrams(r)
 	}
-	tree := orphanTree(r)
-	h.Signal(sig)
-	if err := h.Wait(ctx); err != nil {
-		for _, pid := range slices.Backward(tree) {
-			if p, err := os.FindProcess(pid); err == nil {
-				p.Kill()
-			}
+	known = identities(left) // before their parents end
+	if err := h.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	h.Wait(ctx)
+	killAll(known, left)
+	return nil
+}
+
+// notOurs are the processes without this one and those below it: a program may have started the launcher that
+// follows it.
+func notOurs(pids []int) []int {
+	if !slices.Contains(pids, os.Getpid()) {
+		return pids
+	}
+	ours, err := process.Tree(os.Getpid())
+	if err != nil {
+		ours = []int{os.Getpid()}
+	}
+	return slices.DeleteFunc(pids, func(pid int) bool { return slices.Contains(ours, pid) })
+}
+
+// leftBehind are the processes of a launched program whose main process has ended, and whose launcher too: those that
+// have a socket of its record, and are in its process group or say whose they are; all of that group then; and the
+// descendants of them.
+func leftBehind(r *state.Record) (all []int) {
+	if r.Program == nil || !r.Program.Here() || r.Generation == 0 { // an adopted server's group may be a pipeline's
+		return nil
+	}
+	processes := everybody()
+	group := inGroup(processes, r.Program.PID)
+	found := slices.DeleteFunc(processes, func(pid int) bool {
+		return !slices.Contains(group, pid) && !saysItIs(pid, r.Service, r.Generation) || !holds(pid, r)
+	})
+	if slices.ContainsFunc(found, func(pid int) bool { return slices.Contains(group, pid) }) {
+		found = append(found, group...)
+	}
+	for _, pid := range found {
+		if tree, err := process.Tree(pid); err == nil {
+			all = append(all, tree...)
 		}
 	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// holds reports whether a process has a socket of the record's.
+func holds(pid int, r *state.Record) bool {
+	held, _ := sockdiag.Inodes(pid)
+	return slices.ContainsFunc(r.Listeners, func(l state.Listener) bool {
+		return slices.ContainsFunc(l.Inodes, func(ino uint64) bool { return slices.Contains(held, ino) })
+	})
+}
+
+// saysItIs reports whether the environment of a process is that of a generation's program.
+func saysItIs(pid int, service string, generation int) bool {
+	env := environmentOf(pid)
+	return variable(env, nameVariable) == service && variable(env, generationVariable) == strconv.Itoa(generation)
+}
+
+// everybody are the processes that can be seen.
+func everybody() (all []int) {
+	d, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	names, _ := d.Readdirnames(-1)
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			all = append(all, pid)
+		}
+	}
+	return all
 }
 
 // hideDatagrams is what [reuse.Member.Release] does for those that have an owner.
@@ -107,7 +187,7 @@ func hideDatagrams(r *state.Record) {
 	}
 }
 
-// StopOrphan ends the program of a generation whose launcher is dead.
-func StopOrphan(ctx context.Context, r state.Record) {
-	endOrphan(ctx, &r, 0, DefaultStopSignal)
+// StopOrphan ends the program of a generation whose launcher is dead. What is left of it when ctx ends is killed.
+func StopOrphan(ctx context.Context, r state.Record) error {
+	return endOrphan(ctx, &r, 0, DefaultStopSignal)
 }
