@@ -471,6 +471,42 @@ func TestMasterWithoutLauncher(t *testing.T) {
 	}
 }
 
+// TestStopDuringOrphan: a launcher that is told to stop waits for the drain of a program whose launcher was killed as
+// long as for its own, and not after a second signal.
+func TestStopDuringOrphan(t *testing.T) {
+	const most = 15 * time.Second
+	for _, how := range []string{"second signal", "time-out"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			s, _, c := polite(t, func(s *service, c *programConfig) { s.c.Drain, c.Stubborn, c.Kind = waitFor, true, "plain" })
+			s.runs[0].kill()
+			c.Stubborn = false
+			s.next(c)
+			r := s.start()
+			s.serving(1)
+			began := time.Now()
+			if how == "time-out" {
+				// Not with the command, which would end the old program too.
+				ctx, cancel := context.WithTimeout(context.Background(), waitFor)
+				defer cancel()
+				control.Dial(s.socket(2)).Stop(ctx, control.StopRequest{Timeout: time.Second}, nil)
+			} else {
+				r.cmd.Process.Signal(syscall.SIGTERM)
+				s.said("stopping")
+				time.Sleep(300 * time.Millisecond) // sooner it is the same signal
+				r.cmd.Process.Signal(syscall.SIGTERM)
+			}
+			s.code(r)
+			if took := time.Since(began); took > most {
+				t.Errorf("it took %v", took)
+			}
+			if left := s.left(); len(left) > 0 {
+				t.Errorf("processes %v are left", left)
+			}
+		})
+	}
+}
+
 // noLossWithin is noLoss for requests that a busy machine did not keep longer than the stop
 // delay: one that it did may be cut with its program, which is what the delay says.
 func noLossWithin(t testing.TB, r *bench.Result, delay time.Duration) {

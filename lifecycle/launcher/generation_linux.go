@@ -58,6 +58,9 @@ type generation struct {
 	notify  *notify.Socket
 
 	drainTimeout time.Duration // of this drain, if somebody asked for another than the setting
+	leaveBy      time.Time     // when its drain is over
+	orphans      context.Context
+	cutOrphans   context.CancelFunc
 
 	adopted *adoption // of --adopt, else nil
 
@@ -81,6 +84,7 @@ func (l *launcher) newGeneration(r request) *generation {
 	g := &generation{l: l, req: r, log: l.log, drainTimeout: r.set.DrainTimeout, launched: make(chan struct{}), stops: make(chan time.Duration, 1), cutting: make(chan struct{}),
 		restarting: make(chan struct{}), done: make(chan struct{})}
 	g.sockets = newSockets(g)
+	g.orphans, g.cutOrphans = context.WithCancel(context.Background())
 	l.mu.Lock()
 	l.all[g] = true
 	l.mu.Unlock()
@@ -317,6 +321,7 @@ func (g *generation) serve() {
 func (g *generation) crashed() bool {
 	g.log.Warn("the program ended", "status", g.program.words())
 	over := func(err error) {
+		g.leaveBy = time.Now().Add(g.drainTimeout)
 		g.program.kill() // a worker would serve on
 		g.over(err)
 	}
@@ -343,7 +348,10 @@ func (g *generation) crashed() bool {
 				continue // it comes back through stops
 			}
 			over(nil)
-		case <-g.stops:
+		case d := <-g.stops:
+			if d > 0 {
+				g.drainTimeout = d
+			}
 			over(nil)
 		case <-g.restarting: // given up
 			over(g.endOfRestarts())
@@ -365,6 +373,7 @@ func (g *generation) endOfRestarts() error {
 
 // drain ends the program from outside.
 func (g *generation) drain(handover bool) error {
+	g.leaveBy = time.Now().Add(g.drainTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), g.drainTimeout)
 	defer cancel()
 	finished := make(chan struct{})
@@ -392,7 +401,10 @@ func (g *generation) drain(handover bool) error {
 // over closes what the generation has, and tells the launcher.
 func (g *generation) over(err error) {
 	g.program.close() // a bind that is still looked at would leave a placeholder behind
-	g.sockets.close()
+	late := time.AfterFunc(time.Until(g.leaveBy), g.cutOrphans)
+	g.sockets.close() // waits for what it drains of others
+	late.Stop()
+	g.cutOrphans()
 	if g.notify != nil {
 		g.notify.Close() // before the number is free for the next one
 	}
@@ -434,6 +446,7 @@ func (g *generation) cut() {
 	default:
 		close(g.cutting)
 	}
+	g.cutOrphans()
 }
 
 func (g *generation) signal(s syscall.Signal) { g.running().signal(s) }

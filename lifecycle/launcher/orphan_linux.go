@@ -36,11 +36,12 @@ func orphanTree(r *state.Record) []int {
 	return tree
 }
 
-// drainOrphans ends the programs without a launcher, once the generation that follows them serves.
+// drainOrphans ends the programs without a launcher, once the generation that follows them serves. They have the
+// drain time-out for it, but no longer than that generation for its own drain.
 func (l *launcher) drainOrphans(g *generation) {
 	for _, r := range g.owner.Orphans() {
 		g.sockets.running.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), g.req.set.DrainTimeout)
+			ctx, cancel := context.WithTimeout(g.orphans, g.req.set.DrainTimeout)
 			defer cancel()
 			err := endOrphan(ctx, &r, g.req.set.StopDelay, g.req.set.StopSignal)
 			if owner.Orphan(r) { // its record tells the next one whose the sockets are
