@@ -3,10 +3,12 @@ package launcher
 import (
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
 
+	"overlap/lifecycle/owner"
 	"overlap/lifecycle/process"
 )
 
@@ -83,5 +85,25 @@ func TestKillAll(t *testing.T) {
 	case <-otherEnded:
 		t.Error("another's process was killed")
 	case <-time.After(200 * time.Millisecond):
+	}
+}
+
+// TestWatchEnds: nothing is left of the watch over a process that has ended.
+func TestWatchEnds(t *testing.T) {
+	s := newSockets(&generation{owner: &owner.Owner{}, launched: make(chan struct{})})
+	defer s.close()
+	before := runtime.NumGoroutine()
+	for range 10 {
+		cmd, ended := sleeper(t)
+		s.watch(cmd.Process.Pid)
+		cmd.Process.Kill()
+		<-ended
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for runtime.NumGoroutine() > before {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines, before %d", runtime.NumGoroutine(), before)
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
