@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -504,6 +506,46 @@ func TestStopDuringOrphan(t *testing.T) {
 				t.Errorf("processes %v are left", left)
 			}
 		})
+	}
+}
+
+// TestStopTakenBack: a stop remains a plain one, and says so, where a newer generation switches meanwhile and dies.
+func TestStopTakenBack(t *testing.T) {
+	t.Parallel()
+	s, addr, _ := polite(t, func(s *service, c *programConfig) { s.c.StopDelay, c.Kind = 10*time.Second, "plain" })
+	first := s.alone()
+	s.pause("healthy")
+	second := s.start()
+	s.paused()
+	// A request that does not end keeps the first one from letting go of its sockets.
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "POST /slow HTTP/1.1\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	s.runs[0].cmd.Process.Signal(syscall.SIGTERM)
+	eventually(t, func() error {
+		if r, err := s.open().Read(first.Generation); err != nil || r.State != state.Draining {
+			return fmt.Errorf("it is %s, %v, want draining", r.State, err)
+		}
+		return nil
+	})
+	s.goOn()
+	last := s.serving(first.Generation)
+	second.kill()
+	syscall.Kill(last.Program.PID, syscall.SIGKILL)
+	s.said("this one serves again")
+	conn.Close()
+	if code := s.code(s.runs[0]); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	for _, untrue := range []string{"a newer generation serves", "a newer launcher has taken over"} {
+		if len(lines(s.output(), untrue)) > 0 {
+			t.Errorf("%q was said", untrue)
+		}
 	}
 }
 

@@ -306,7 +306,11 @@ func (g *generation) serve() {
 			}
 			return
 		}
-		if errors.Is(g.drain(handover), owner.ErrTakenBack) {
+		err := g.drain(handover)
+		for !handover && errors.Is(err, owner.ErrTakenBack) {
+			err = g.drain(false) // a stop remains one when who switched meanwhile has died
+		}
+		if errors.Is(err, owner.ErrTakenBack) {
 			g.l.events <- happening{kind: tookBack, gen: g}
 			continue
 		}
