@@ -167,6 +167,9 @@ func (g *Generation) serve(ctx context.Context, sig *signals) error {
 			continue
 		}
 		err := g.drainNow(sig, handover)
+		for !handover && errors.Is(err, owner.ErrTakenBack) {
+			err = g.drainNow(sig, false) // a stop remains one when who switched meanwhile has died
+		}
 		if errors.Is(err, owner.ErrTakenBack) {
 			g.watched.Store(false)
 			continue

@@ -16,6 +16,7 @@ import (
 
 	"overlap/lifecycle"
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/launcher"
 	"overlap/lifecycle/owner"
 	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
@@ -165,25 +166,25 @@ func (s *service) endProgram(ctx context.Context, g generation, timeout time.Dur
 	if timeout <= 0 {
 		timeout = lifecycle.DefaultDrainTimeout
 	}
-	h, err := process.Open(*g.record.Program)
-	if err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("end the program of generation %d: %w", g.Generation.Generation, err)
-	}
-	if err == nil {
-		defer h.Close()
-		if err := h.SignalAs(s.dir.UID(), syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	ended := make(chan error, 1)
+	go func() { // Ctrl-C stops waiting, and must not kill
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+		defer cancel()
+		ended <- launcher.StopOrphan(ctx, *g.record, s.dir.UID())
+	}()
+	select {
+	case err := <-ended:
+		if err != nil {
 			return fmt.Errorf("end the program of generation %d: %w", g.Generation.Generation, err)
 		}
-		patient, cancel := context.WithTimeout(ctx, timeout)
-		defer cancel()
-		if h.Wait(patient) != nil && ctx.Err() == nil {
-			h.SignalAs(s.dir.UID(), syscall.SIGKILL)
-		}
+	case <-ctx.Done():
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, stopMargin, errStillThere)
+	defer cancel()
 	if err := s.gone(ctx, g, func() bool { return !owner.Orphan(*g.record) }); err != nil {
 		return err
 	}
-	err = s.dir.Remove(g.Generation.Generation)
+	err := s.dir.Remove(g.Generation.Generation)
 	if errors.Is(err, fs.ErrPermission) {
 		return nil // it is another user's, who will
 	}

@@ -36,11 +36,7 @@ func (g *generation) kin(pid int) kinship {
 	if g.sockets.waitFor(held) {
 		return holder
 	}
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
-	if err != nil {
-		return unknown
-	}
-	env := strings.Split(string(data), "\x00")
+	env := environmentOf(pid)
 	number := variable(env, generationVariable)
 	switch {
 	case number == "" || variable(env, nameVariable) != g.l.opt.Name:
@@ -49,6 +45,15 @@ func (g *generation) kin(pid int) kinship {
 		return relative
 	}
 	return stranger
+}
+
+// environmentOf is that of a process when it was started, nil where it can't be read.
+func environmentOf(pid int) []string {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+	if err != nil {
+		return nil
+	}
+	return strings.Split(string(data), "\x00")
 }
 
 // backgroundTries, and the pause between two, are for a process that has just lost its parent.
@@ -103,13 +108,13 @@ func (r *reaper) orphansLocked() []int {
 	return slices.DeleteFunc(r.children(), func(pid int) bool { return r.known[pid] || r.watched[pid] != nil })
 }
 
-// orphans are those of the children that nobody waits for that are certainly the generation's, with
+// orphans are those of the children that nobody waits for that are as near to a generation, with
 // their descendants.
-func (r *reaper) orphans(kin func(pid int) kinship) (all []int) {
+func (r *reaper) orphans(kin func(pid int) kinship, least kinship) (all []int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, pid := range r.orphansLocked() {
-		if kin(pid) < relative {
+		if kin(pid) < least {
 			continue
 		}
 		if tree, err := process.Tree(pid); err == nil {

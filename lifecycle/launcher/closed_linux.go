@@ -68,8 +68,11 @@ func (s *sockets) watch(pid int) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.running.Go(func() {
-		<-s.stop
-		cancel()
+		select {
+		case <-s.stop:
+			cancel()
+		case <-ctx.Done(): // the process has ended
+		}
 	})
 	s.running.Go(func() {
 		defer h.Close()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -101,6 +103,20 @@ func TestRestart(t *testing.T) {
 				t.Errorf("processes %v are left", left)
 			}
 		})
+	}
+}
+
+// TestCrashOfMaster: no worker serves on when the program's main process has ended and is not started again.
+func TestCrashOfMaster(t *testing.T) {
+	t.Parallel()
+	s, addr, _ := polite(t, func(s *service, c *programConfig) { s.c.Restart, c.Master = "no", true })
+	s.mustAsk(addr, 1)
+	syscall.Kill(s.alone().Program.PID, syscall.SIGKILL)
+	if code := s.code(s.runs[0]); code != 128+int(syscall.SIGKILL) {
+		t.Errorf("exit code %d, want the program's", code)
+	}
+	if left := s.left(); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
 	}
 }
 
@@ -408,6 +424,128 @@ func TestTakeOver(t *testing.T) {
 			noLoss(t, a.close)
 			say(t, a.keepAlive)
 		})
+	}
+}
+
+// TestMasterWithoutLauncher: of a program whose launcher was killed nothing is left behind, whether its main process
+// lives or only a worker: neither by the launcher that takes over nor by a stop.
+func TestMasterWithoutLauncher(t *testing.T) {
+	for _, masterDies := range []bool{false, true} {
+		orphan := func(t *testing.T) (*service, string) {
+			t.Parallel()
+			s, addr, _ := polite(t, func(_ *service, c *programConfig) { c.Master = true })
+			r := s.alone()
+			s.runs[0].kill()
+			if masterDies {
+				syscall.Kill(r.Program.PID, syscall.SIGKILL)
+				eventually(t, func() error {
+					if alive(r.Program) {
+						return errors.New("it does not die")
+					}
+					return nil
+				})
+			}
+			s.mustAsk(addr, 1)
+			return s, addr
+		}
+		t.Run(fmt.Sprintf("takeover, master dies=%v", masterDies), func(t *testing.T) {
+			s, addr := orphan(t)
+			noLoss(t, s.under(addr, func() {
+				s.start()
+				s.serving(1)
+				s.said("the old program is gone")
+				s.reload()
+				s.alone()
+			}).close)
+			if left := s.left(); len(left) != 3 {
+				t.Errorf("processes %v, want the launcher, its program and the worker", left)
+			}
+		})
+		t.Run(fmt.Sprintf("stop, master dies=%v", masterDies), func(t *testing.T) {
+			s, _ := orphan(t)
+			if code, out := s.overlap("stop", s.c.Name); code != 0 {
+				t.Errorf("stop: exit code %d: %s", code, out)
+			}
+			if left := s.left(); len(left) > 0 {
+				t.Errorf("processes %v are left", left)
+			}
+		})
+	}
+}
+
+// TestStopDuringOrphan: a launcher that is told to stop waits for the drain of a program whose launcher was killed as
+// long as for its own, and not after a second signal.
+func TestStopDuringOrphan(t *testing.T) {
+	const most = 15 * time.Second
+	for _, how := range []string{"second signal", "time-out"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			s, _, c := polite(t, func(s *service, c *programConfig) { s.c.Drain, c.Stubborn, c.Kind = waitFor, true, "plain" })
+			s.runs[0].kill()
+			c.Stubborn = false
+			s.next(c)
+			r := s.start()
+			s.serving(1)
+			began := time.Now()
+			if how == "time-out" {
+				// Not with the command, which would end the old program too.
+				ctx, cancel := context.WithTimeout(context.Background(), waitFor)
+				defer cancel()
+				control.Dial(s.socket(2)).Stop(ctx, control.StopRequest{Timeout: time.Second}, nil)
+			} else {
+				r.cmd.Process.Signal(syscall.SIGTERM)
+				s.said("stopping")
+				time.Sleep(300 * time.Millisecond) // sooner it is the same signal
+				r.cmd.Process.Signal(syscall.SIGTERM)
+			}
+			s.code(r)
+			if took := time.Since(began); took > most {
+				t.Errorf("it took %v", took)
+			}
+			if left := s.left(); len(left) > 0 {
+				t.Errorf("processes %v are left", left)
+			}
+		})
+	}
+}
+
+// TestStopTakenBack: a stop remains a plain one, and says so, where a newer generation switches meanwhile and dies.
+func TestStopTakenBack(t *testing.T) {
+	t.Parallel()
+	s, addr, _ := polite(t, func(s *service, c *programConfig) { s.c.StopDelay, c.Kind = 10*time.Second, "plain" })
+	first := s.alone()
+	s.pause("healthy")
+	second := s.start()
+	s.paused()
+	// A request that does not end keeps the first one from letting go of its sockets.
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "POST /slow HTTP/1.1\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	s.runs[0].cmd.Process.Signal(syscall.SIGTERM)
+	eventually(t, func() error {
+		if r, err := s.open().Read(first.Generation); err != nil || r.State != state.Draining {
+			return fmt.Errorf("it is %s, %v, want draining", r.State, err)
+		}
+		return nil
+	})
+	s.goOn()
+	last := s.serving(first.Generation)
+	second.kill()
+	syscall.Kill(last.Program.PID, syscall.SIGKILL)
+	s.said("this one serves again")
+	conn.Close()
+	if code := s.code(s.runs[0]); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	for _, untrue := range []string{"a newer generation serves", "a newer launcher has taken over"} {
+		if len(lines(s.output(), untrue)) > 0 {
+			t.Errorf("%q was said", untrue)
+		}
 	}
 }
 

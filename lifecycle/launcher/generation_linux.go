@@ -62,6 +62,9 @@ type generation struct {
 	known   *control.Server // where the program finds out whose it is
 
 	drainTimeout time.Duration // of this drain, if somebody asked for another than the setting
+	leaveBy      time.Time     // when its drain is over
+	orphans      context.Context
+	cutOrphans   context.CancelFunc
 
 	adopted *adoption // of --adopt, else nil
 
@@ -85,6 +88,7 @@ func (l *launcher) newGeneration(r request) *generation {
 	g := &generation{l: l, req: r, log: l.log, drainTimeout: r.set.DrainTimeout, launched: make(chan struct{}), stops: make(chan time.Duration, 1), cutting: make(chan struct{}),
 		restarting: make(chan struct{}), done: make(chan struct{})}
 	g.sockets = newSockets(g)
+	g.orphans, g.cutOrphans = context.WithCancel(context.Background())
 	l.mu.Lock()
 	l.all[g] = true
 	l.mu.Unlock()
@@ -325,7 +329,11 @@ func (g *generation) serve() {
 			}
 			return
 		}
-		if errors.Is(g.drain(handover), owner.ErrTakenBack) {
+		err := g.drain(handover)
+		for !handover && errors.Is(err, owner.ErrTakenBack) {
+			err = g.drain(false) // a stop remains one when who switched meanwhile has died
+		}
+		if errors.Is(err, owner.ErrTakenBack) {
 			g.l.events <- happening{kind: tookBack, gen: g}
 			continue
 		}
@@ -339,9 +347,13 @@ func (g *generation) serve() {
 // one, until its successor has started. It reports true where that died too.
 func (g *generation) crashed() bool {
 	g.log.Warn("the program ended", "status", g.program.words())
-	if g.l.isStopping() || g.owner.GiveBack(context.Background()) {
-		err := g.endOfProgram()
+	over := func(err error) {
+		g.leaveBy = time.Now().Add(g.drainTimeout)
+		g.program.kill() // a worker would serve on
 		g.over(err)
+	}
+	if g.l.isStopping() || g.owner.GiveBack(context.Background()) {
+		over(g.endOfProgram())
 		return false
 	}
 	g.holding.Store(true)
@@ -357,16 +369,19 @@ func (g *generation) crashed() bool {
 				return true // to be started again
 			}
 			g.handedOver.Store(true)
-			g.over(nil)
+			g.over(nil) // the drain has killed it
 		case req := <-g.owner.Stops():
 			if g.l.stop(syscall.SIGTERM, req.Timeout) {
 				continue // it comes back through stops
 			}
-			g.over(nil)
-		case <-g.stops:
-			g.over(nil)
+			over(nil)
+		case d := <-g.stops:
+			if d > 0 {
+				g.drainTimeout = d
+			}
+			over(nil)
 		case <-g.restarting: // given up
-			g.over(g.endOfRestarts())
+			over(g.endOfRestarts())
 		}
 		return false
 	}
@@ -385,6 +400,7 @@ func (g *generation) endOfRestarts() error {
 
 // drain ends the program from outside.
 func (g *generation) drain(handover bool) error {
+	g.leaveBy = time.Now().Add(g.drainTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), g.drainTimeout)
 	defer cancel()
 	finished := make(chan struct{})
@@ -412,7 +428,10 @@ func (g *generation) drain(handover bool) error {
 // over closes what the generation has, and tells the launcher.
 func (g *generation) over(err error) {
 	g.program.close() // a bind that is still looked at would leave a placeholder behind
-	g.sockets.close()
+	late := time.AfterFunc(time.Until(g.leaveBy), g.cutOrphans)
+	g.sockets.close() // waits for what it drains of others
+	late.Stop()
+	g.cutOrphans()
 	if g.notify != nil {
 		g.notify.Close() // before the number is free for the next one
 	}
@@ -459,6 +478,7 @@ func (g *generation) cut() {
 	default:
 		close(g.cutting)
 	}
+	g.cutOrphans()
 }
 
 func (g *generation) signal(s syscall.Signal) { g.running().signal(s) }

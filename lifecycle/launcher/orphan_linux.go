@@ -2,14 +2,19 @@ package launcher
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"syscall"
 	"time"
 
+	"overlap/lifecycle/owner"
 	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
 	"overlap/reuse"
+	"overlap/reuse/sockdiag"
 )
 
 // An orphan is a program that serves and has no launcher: its launcher died, or it never had
@@ -22,8 +27,8 @@ func borrowFromOrphan(r *state.Record, ino uint64, f func(fd int) error) error {
 }
 
 func orphanTree(r *state.Record) []int {
-	if r.Program == nil {
-		return nil
+	if r.Program == nil || !r.Program.Alive() {
+		return leftBehind(r)
 	}
 	tree, err := process.Tree(r.Program.PID)
 	if err != nil {
@@ -32,13 +37,18 @@ func orphanTree(r *state.Record) []int {
 	return tree
 }
 
-// drainOrphans ends the programs without a launcher, once the generation that follows them serves.
+// drainOrphans ends the programs without a launcher, once the generation that follows them serves. They have the
+// drain time-out for it, but no longer than that generation for its own drain.
 func (l *launcher) drainOrphans(g *generation) {
 	for _, r := range g.owner.Orphans() {
 		g.sockets.running.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), g.req.set.DrainTimeout)
+			ctx, cancel := context.WithTimeout(g.orphans, g.req.set.DrainTimeout)
 			defer cancel()
-			endOrphan(ctx, &r, g.req.set.StopDelay, g.req.set.StopSignal)
+			err := endOrphan(ctx, &r, g.owner.Dir().UID(), g.req.set.StopDelay, g.req.set.StopSignal)
+			if owner.Orphan(r) { // its record tells the next one whose the sockets are
+				l.log.Error("the old program still listens", "pid", r.Program.PID, "error", err)
+				return
+			}
 			l.log.Info("the old program is gone", "pid", r.Program.PID)
 			if r.Generation > 0 {
 				g.owner.Dir().Remove(r.Generation)
@@ -47,17 +57,36 @@ func (l *launcher) drainOrphans(g *generation) {
 	}
 }
 
-// endOrphan drains a program from outside.
-func endOrphan(ctx context.Context, r *state.Record, delay time.Duration, sig syscall.Signal) {
-	if r.Program == nil || !r.Program.Alive() {
-		return
+// endOrphan drains a program from outside: the stop signal is its main process's, or where that has ended another's.
+// What is left when that one has ended, or ctx, is killed. The record is the word of user uid, so nothing happens to
+// processes that he could not signal.
+func endOrphan(ctx context.Context, r *state.Record, uid int, delay time.Duration, sig syscall.Signal) error {
+	tree := func() []int {
+		return slices.DeleteFunc(orphanTree(r), func(pid int) bool { return !process.Commands(uid, pid) })
 	}
-	h, err := process.Open(*r.Program)
+	hide := func(l state.Listener) {
+		for _, ino := range l.Inodes {
+			borrow(tree(), ino, reuse.Hide)
+		}
+	}
+	left := func() []int { return notOurs(tree()) }
+	known := identities(left)
+	if len(known) == 0 {
+		if r.Program != nil && r.Program.Alive() {
+			return fmt.Errorf("process %d: user %d could not signal it: %w", r.Program.PID, uid, syscall.EPERM)
+		}
+		return nil
+	}
+	h, err := process.Open(known[0])
+	if errors.Is(err, os.ErrProcessDone) {
+		killAll(uid, known, left)
+		return nil
+	}
 	if err != nil {
-		return
+		return err
 	}
 	defer h.Close()
-	clients := connections{tree: func() []int { return orphanTree(r) }}
+	clients := connections{tree: tree}
 	for _, l := range r.Listeners {
 		a, err := reuse.ExactAddress(l.Network, l.Address, l.V6Only)
 		if err != nil {
@@ -72,9 +101,7 @@ func endOrphan(ctx context.Context, r *state.Record, delay time.Duration, sig sy
 		if l.Network == "udp" {
 			continue // hidden it could answer nothing
 		}
-		for _, ino := range l.Inodes {
-			borrowFromOrphan(r, ino, reuse.Hide)
-		}
+		hide(l)
 	}
 	lingering, cancel := context.WithTimeout(ctx, delay)
 	defer cancel()
@@ -82,32 +109,92 @@ func endOrphan(ctx context.Context, r *state.Record, delay time.Duration, sig sy
 	if clients.datagrams() {
 		h.Wait(lingering)
 	}
-	if delay > 0 {
-		hideDatagrams(r)
-	}
-	tree := orphanTree(r)
-	h.Signal(sig)
-	if err := h.Wait(ctx); err != nil {
-		for _, pid := range slices.Backward(tree) {
-			if p, err := os.FindProcess(pid); err == nil {
-				p.Kill()
+	if delay > 0 { // as reuse.Member.Release does for those that have an owner
+		for _, l := range r.Listeners {
+			if a, err := reuse.ExactAddress(l.Network, l.Address, l.V6Only); err == nil && l.Network == "udp" && !a.Is4() {
+				hide(l)
 			}
 		}
 	}
+	known = identities(left) // before their parents end
+	if err := h.SignalAs(uid, sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	h.Wait(ctx)
+	killAll(uid, known, left)
+	return nil
 }
 
-// hideDatagrams is what [reuse.Member.Release] does for those that have an owner.
-func hideDatagrams(r *state.Record) {
-	for _, l := range r.Listeners {
-		if a, err := reuse.ExactAddress(l.Network, l.Address, l.V6Only); err == nil && l.Network == "udp" && !a.Is4() {
-			for _, ino := range l.Inodes {
-				borrowFromOrphan(r, ino, reuse.Hide)
-			}
+// notOurs are the processes without this one and those below it: a program may have started the launcher that
+// follows it.
+func notOurs(pids []int) []int {
+	if !slices.Contains(pids, os.Getpid()) {
+		return pids
+	}
+	ours, err := process.Tree(os.Getpid())
+	if err != nil {
+		ours = []int{os.Getpid()}
+	}
+	return slices.DeleteFunc(pids, func(pid int) bool { return slices.Contains(ours, pid) })
+}
+
+// leftBehind are the processes of a launched program whose main process has ended, and whose launcher too: those that
+// have a socket of its record, and are in its process group or say whose they are; all of that group then; and the
+// descendants of them.
+func leftBehind(r *state.Record) (all []int) {
+	if r.Program == nil || !r.Program.Here() || r.Generation == 0 { // an adopted server's group may be a pipeline's
+		return nil
+	}
+	processes := everybody()
+	group := inGroup(processes, r.Program.PID)
+	found := slices.DeleteFunc(processes, func(pid int) bool {
+		return !slices.Contains(group, pid) && !saysItIs(pid, r.Service, r.Generation) || !holds(pid, r)
+	})
+	if slices.ContainsFunc(found, func(pid int) bool { return slices.Contains(group, pid) }) {
+		found = append(found, group...)
+	}
+	for _, pid := range found {
+		if tree, err := process.Tree(pid); err == nil {
+			all = append(all, tree...)
 		}
 	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
-// StopOrphan ends the program of a generation whose launcher is dead.
-func StopOrphan(ctx context.Context, r state.Record) {
-	endOrphan(ctx, &r, 0, DefaultStopSignal)
+// holds reports whether a process has a socket of the record's.
+func holds(pid int, r *state.Record) bool {
+	held, _ := sockdiag.Inodes(pid)
+	return slices.ContainsFunc(r.Listeners, func(l state.Listener) bool {
+		return slices.ContainsFunc(l.Inodes, func(ino uint64) bool { return slices.Contains(held, ino) })
+	})
+}
+
+// saysItIs reports whether the environment of a process is that of a generation's program.
+func saysItIs(pid int, service string, generation int) bool {
+	env := environmentOf(pid)
+	return variable(env, nameVariable) == service && variable(env, generationVariable) == strconv.Itoa(generation)
+}
+
+// everybody are the processes that can be seen.
+func everybody() (all []int) {
+	d, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	names, _ := d.Readdirnames(-1)
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			all = append(all, pid)
+		}
+	}
+	return all
+}
+
+// StopOrphan ends the program of a generation whose launcher is dead. What is left of it when ctx ends is killed. uid
+// is the user who wrote the record: processes that he could not signal are left alone, with an error that wraps
+// syscall.EPERM.
+func StopOrphan(ctx context.Context, r state.Record, uid int) error {
+	return endOrphan(ctx, &r, uid, 0, DefaultStopSignal)
 }

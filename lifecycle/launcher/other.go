@@ -15,7 +15,7 @@ var errPlatform = errors.New("overlap run needs Linux")
 func Run(context.Context, Options) error { return &ExitError{ExitOwnFailure, errPlatform} }
 
 // StopOrphan does nothing: there are no launched programs here.
-func StopOrphan(context.Context, state.Record) {}
+func StopOrphan(context.Context, state.Record, int) error { return nil }
 
 // Main does nothing.
 func Main() {}

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"overlap/lifecycle/process"
 	"overlap/reuse/intercept"
 )
@@ -27,10 +29,13 @@ type program struct {
 	id     process.Identity // of the main process
 	ended  chan struct{}
 	status syscall.WaitStatus
-	known  bool // the status
+	known  bool            // the status
+	reaped bool            // the first process: its number may be somebody else's
+	daemon *process.Handle // of the main process, where that is another than the first
 
-	background atomic.Bool  // its first process has ended well by itself
-	orphans    func() []int // what is left of it and has lost its parents
+	background atomic.Bool // its first process has ended well by itself
+	kin        func(pid int) kinship
+	orphans    func(least kinship) []int // what has lost its parents
 }
 
 // startProgram starts the generation's command.
@@ -43,7 +48,8 @@ func startProgram(g *generation) (*program, error) {
 	if err != nil {
 		return nil, &startError{g.req.command[0], err}
 	}
-	p := &program{env: env, ended: make(chan struct{}), orphans: func() []int { return g.l.reaper.orphans(g.kin) }}
+	p := &program{env: env, ended: make(chan struct{}), kin: g.kin,
+		orphans: func(least kinship) []int { return g.l.reaper.orphans(g.kin, least) }}
 	mode := intercept.Auto
 	if g.req.set.Reuse == ReuseOff {
 		mode = intercept.Off
@@ -101,7 +107,7 @@ func (p *program) exec(g *generation, path string, mode intercept.Mode, dieToget
 // wait follows the main process to its end. One that ends well and leaves a process behind has
 // gone into the background: that one is the program then.
 func (p *program) wait(g *generation) {
-	p.cmd.Wait()
+	p.reap()
 	g.l.reaper.forget(p.cmd.Process.Pid)
 	status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	// More than once: daemon(7) advises to fork twice, and the first child may be seen before it ends.
@@ -112,9 +118,7 @@ func (p *program) wait(g *generation) {
 			break
 		}
 		g.log.Info("the program went into the background", "pid", id.PID)
-		p.mu.Lock()
-		p.id = id
-		p.mu.Unlock()
+		p.becomes(id)
 		g.owner.Record(&id)
 		if g.stopped.Load() { // the stop signal went to the process that is over
 			p.signal(g.req.set.StopSignal)
@@ -123,8 +127,40 @@ func (p *program) wait(g *generation) {
 	}
 	p.mu.Lock()
 	p.status, p.known = status, ok
+	if p.daemon != nil {
+		p.daemon.Close()
+	}
 	p.mu.Unlock()
 	close(p.ended)
+}
+
+// reap waits for the first process. The kernel gives its number, and that of its group, to nobody else until then.
+func (p *program) reap() {
+	var err error = unix.EINTR
+	for err == unix.EINTR {
+		err = unix.Waitid(unix.P_PID, p.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+	}
+	if err != nil {
+		p.cmd.Wait()
+	}
+	p.mu.Lock()
+	p.reaped = true
+	p.mu.Unlock()
+	p.cmd.Wait()
+}
+
+// becomes has another process be the main one.
+func (p *program) becomes(id process.Identity) {
+	h, err := process.Open(id)
+	if err != nil {
+		h = nil // it has ended again
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.daemon != nil {
+		p.daemon.Close()
+	}
+	p.id, p.daemon = id, h
 }
 
 // startError is a program that could not be executed.
@@ -280,36 +316,67 @@ func (p *program) signal(s syscall.Signal) {
 	if p == nil {
 		return
 	}
-	select {
-	case <-p.ended:
-	default:
-		syscall.Kill(p.pid(), s)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case !p.reaped:
+		syscall.Kill(p.cmd.Process.Pid, s)
+	case p.daemon != nil:
+		p.daemon.Signal(s)
 	}
 }
 
-// kill ends what is left of the program's process group and its descendants, and waits a moment
-// for it.
+// kill ends what is left of the program, and waits a moment for it.
 func (p *program) kill() {
 	if p == nil {
 		return
 	}
-	var tree []int
-	select {
-	case <-p.ended: // its number may be somebody else's by now
-	default:
-		tree = p.tree()
+	known := identities(p.left) // before their parents end
+	p.mu.Lock()
+	if !p.reaped {
+		syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	}
-	if p.background.Load() {
-		tree = append(tree, p.orphans()...)
-	}
-	syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-	for _, pid := range tree { // what went into the background, with its workers
-		syscall.Kill(pid, syscall.SIGKILL)
-	}
+	p.mu.Unlock()
+	killAll(os.Geteuid(), known, p.left)
 	select {
 	case <-p.ended:
-	case <-time.After(5 * time.Second):
+	case <-time.After(killTime):
 	}
+}
+
+// left are the processes of the main one, and those that have lost their parents: what went into the background, what
+// has a socket of the program's, and what is in its process group.
+func (p *program) left() (all []int) {
+	if id := p.identity(); id.Alive() {
+		all = p.tree()
+	}
+	least := holder
+	if p.background.Load() {
+		least = relative
+	}
+	return append(append(all, p.orphans(least)...), p.group()...)
+}
+
+// group are the processes of the program's group below this one. Once the first process was waited for the number may
+// be another group's: one of them must be the generation's, or hide whose it is while no process has the number.
+func (p *program) group() []int {
+	number := p.cmd.Process.Pid
+	tree, err := process.Tree(os.Getpid())
+	if err != nil {
+		return nil
+	}
+	members := inGroup(tree[1:], number)
+	p.mu.Lock()
+	reaped := p.reaped
+	p.mu.Unlock()
+	least := relative
+	if syscall.Kill(number, 0) == syscall.ESRCH {
+		least = unknown
+	}
+	if reaped && !slices.ContainsFunc(members, func(pid int) bool { return p.kin(pid) >= least }) {
+		return nil
+	}
+	return members
 }
 
 func (p *program) close() {

@@ -48,6 +48,7 @@ type programConfig struct {
 	Daemon   bool          // it goes into the background
 	Twice    bool          // and its first child ends too, as daemon(7) advises
 	Leaves   bool          // it listens, gives the socket to a child, and ends at some time soon
+	Master   bool          // it listens, gives the socket to a worker, and leaves that behind when it ends
 	Families bool          // it listens on 0.0.0.0, and on [::] where it may
 	Child    bool          // it has a worker in a session of its own, which ignores SIGTERM too
 }
@@ -64,7 +65,7 @@ func program(path string) int {
 		return daemonize("BACKGROUND=half")
 	case c.Daemon && (background == "" || background == "half"):
 		return daemonize("BACKGROUND=1")
-	case c.Leaves && background == "":
+	case (c.Leaves || c.Master) && background == "":
 		return c.leave()
 	}
 	if c.Stubborn {
@@ -126,7 +127,7 @@ func daemonize(step string) int {
 	return 0
 }
 
-// leave listens, and leaves the socket to a child.
+// leave listens, and leaves the socket to a child, at once or when it is told to stop.
 func (c programConfig) leave() int {
 	ln, err := net.Listen("tcp", c.Listen[0])
 	if err != nil {
@@ -140,9 +141,15 @@ func (c programConfig) leave() int {
 	cmd.Env = append(os.Environ(), "BACKGROUND=1")
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{f}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: c.Leaves}
 	if err := cmd.Start(); err != nil {
 		return 94
+	}
+	if c.Master {
+		ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer cancel()
+		<-ctx.Done()
+		return 0
 	}
 	time.Sleep(rand.N(20 * time.Millisecond))
 	return 0
@@ -150,7 +157,7 @@ func (c programConfig) leave() int {
 
 // listen opens the program's sockets.
 func (c programConfig) listen(lc net.ListenConfig) (all []net.Listener, err error) {
-	if c.Leaves {
+	if c.Leaves || c.Master {
 		ln, err := net.FileListener(os.NewFile(3, "listener"))
 		return []net.Listener{ln}, err
 	}
@@ -252,7 +259,7 @@ func (c programConfig) serve() error {
 			}
 		}()
 	}
-	if os.Getenv("BACKGROUND") != "" && !c.Leaves {
+	if os.Getenv("BACKGROUND") != "" && !c.Leaves && !c.Master {
 		os.NewFile(3, "ready").Close()
 	}
 	if c.Kind != "polite" {

@@ -201,12 +201,12 @@ func (o *Owner) takeBackLocked() {
 	o.reclaim()
 	o.saveOrSay(func(r *state.Record) { r.State = state.Serving })
 	o.log.Warn("the new generation died, this one serves again", "successor", o.follower)
-	if !o.drains {
-		select {
-		case <-o.superseded:
+	select {
+	case <-o.superseded: // it is true no more
+		if !o.drains {
 			return // nobody has heard of it yet
-		default:
 		}
+	default:
 	}
 	select {
 	case o.takenBack <- struct{}{}:

@@ -84,17 +84,25 @@ func (h *Handle) Signal(sig syscall.Signal) error {
 // SignalAs is Signal for a process that a user named: it wraps syscall.EPERM where that user could not have sent
 // it, because neither the real nor the saved user id of the process is that one (kill(2)).
 func (h *Handle) SignalAs(uid int, sig syscall.Signal) error {
-	if uid != 0 && uid != os.Geteuid() {
-		// Whom the number belongs to meanwhile does not matter: the handle reaches this process or none.
-		real, saved, err := users(h.id.PID)
-		if err == nil && real != uid && saved != uid {
-			err = fmt.Errorf("user %d could not: %w", uid, syscall.EPERM)
-		}
-		if err != nil {
-			return fmt.Errorf("signal process %d with %v: %w", h.id.PID, sig, err)
-		}
+	// Whom the number belongs to meanwhile does not matter: the handle reaches this process or none.
+	if err := signals(uid, h.id.PID); err != nil {
+		return fmt.Errorf("signal process %d with %v: %w", h.id.PID, sig, err)
 	}
 	return h.Signal(sig)
+}
+
+// Commands reports whether a user could signal a process, as in [Handle.SignalAs].
+func Commands(uid, pid int) bool { return signals(uid, pid) == nil }
+
+func signals(uid, pid int) error {
+	if uid == 0 || uid == os.Geteuid() {
+		return nil
+	}
+	real, saved, err := users(pid)
+	if err == nil && real != uid && saved != uid {
+		err = fmt.Errorf("user %d could not: %w", uid, syscall.EPERM)
+	}
+	return err
 }
 
 // Wait returns nil when the process has ended (it may still be a zombie that its
