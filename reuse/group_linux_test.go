@@ -356,7 +356,7 @@ func (w *world) unexplained() []span {
 
 func (w *world) retire(old *generation) {
 	old.Recede()
-	if err := old.Backlog(context.Background()); err != nil {
+	if err := AwaitBacklogOf(context.Background(), old.Member); err != nil {
 		w.t.Error(err)
 	}
 	old.Leave()
@@ -633,7 +633,7 @@ func TestDatagrams(t *testing.T) {
 			if err := next.Switch(); err != nil {
 				t.Fatal(err)
 			}
-			if err := old.Backlog(context.Background()); err != nil {
+			if err := AwaitBacklogOf(context.Background(), old); err != nil {
 				t.Fatal(err)
 			}
 			old.Leave()

@@ -290,7 +290,7 @@ func TestLaunchedRandomly(t *testing.T) {
 		retire := func() {
 			gone.Recede()
 			if was {
-				gone.Backlog(context.Background())
+				AwaitBacklogOf(context.Background(), gone.Member)
 			}
 			gone.Leave()
 			gone.die()

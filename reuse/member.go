@@ -1,7 +1,6 @@
 package reuse
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -793,6 +792,3 @@ func (m *Member) Sockets() []uint64 {
 	}
 	return all
 }
-
-// Backlog waits until nothing is left at the member's sockets: see [AwaitBacklogOf].
-func (m *Member) Backlog(ctx context.Context) error { return AwaitBacklogOf(ctx, m) }

@@ -47,7 +47,7 @@ func DialUser(path string, uid int) *Client {
 	c.http = &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, _, _, err := c.connect(ctx)
+			conn, err := c.connect(ctx)
 			if err != nil {
 				return nil, &unreachable{err}
 			}
@@ -57,21 +57,21 @@ func DialUser(path string, uid int) *Client {
 	return c
 }
 
-// connect returns also who listens, as peerOf does.
-func (c *Client) connect(ctx context.Context) (conn *net.UnixConn, pid, uid int, err error) {
-	conn, err = dialUnix(ctx, c.path)
+// connect looks at who listens.
+func (c *Client) connect(ctx context.Context) (*net.UnixConn, error) {
+	conn, err := dialUnix(ctx, c.path)
 	if err != nil {
-		return nil, 0, 0, err
+		return nil, err
 	}
-	pid, uid, err = peerOf(conn)
+	_, uid, err := peerOf(conn)
 	if err == nil && c.user >= 0 && uid != c.user {
 		err = fmt.Errorf("user %d listens there, not user %d: %w", uid, c.user, fs.ErrPermission)
 	}
 	if err != nil {
 		conn.Close()
-		return nil, 0, 0, err
+		return nil, err
 	}
-	return conn, pid, uid, nil
+	return conn, nil
 }
 
 // unreachable marks that nothing was asked, because nobody was there.
@@ -223,7 +223,7 @@ func (c *Client) Session(ctx context.Context) (*Session, error) {
 }
 
 func (c *Client) session(ctx context.Context) (_ *Session, err error) {
-	conn, pid, uid, err := c.connect(ctx)
+	conn, err := c.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -254,5 +254,5 @@ func (c *Client) session(ctx context.Context) (_ *Session, err error) {
 		defer response.Body.Close()
 		return nil, refusal(response)
 	}
-	return newSession(conn, reader, pid, uid), nil
+	return newSession(conn, reader), nil
 }

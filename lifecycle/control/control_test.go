@@ -525,9 +525,6 @@ func TestSessionBothWays(t *testing.T) {
 	}, echo)
 	close(ready)
 	for _, s := range []*Session{theirs, ours} {
-		if pid, uid := s.Peer(); uid != os.Geteuid() || (pid != os.Getpid() && pid != 0) {
-			t.Errorf("peer %d, %d", pid, uid)
-		}
 		var wg sync.WaitGroup
 		for i := range 50 {
 			wg.Go(func() {
@@ -668,9 +665,6 @@ func TestSessionEndsWithTheProcess(t *testing.T) {
 	var out int
 	if err := s.Call(t.Context(), "echo", 7, &out); err != nil || out != 7 {
 		t.Fatal(err)
-	}
-	if pid, _ := s.Peer(); pid != cmd.Process.Pid && pid != 0 {
-		t.Errorf("peer %d, want %d", pid, cmd.Process.Pid)
 	}
 	cmd.Process.Kill()
 	<-s.Done()

@@ -100,9 +100,6 @@ func (s *Server) serve(h http.Handler, mode fs.FileMode, admit func(pid, uid int
 		Handler:           h,
 		ReadHeaderTimeout: requestTimeout,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			return context.WithValue(ctx, peerKey{}, conn.(*peerConn))
-		},
 	}
 	s.http.SetKeepAlivesEnabled(false)
 	go func() {
@@ -112,14 +109,6 @@ func (s *Server) serve(h http.Handler, mode fs.FileMode, admit func(pid, uid int
 		}
 	}()
 	return s, nil
-}
-
-type peerKey struct{}
-
-// peerConn is a connection that knows who made it.
-type peerConn struct {
-	*net.UnixConn
-	pid, uid int
 }
 
 // peerListener lets in those that admit does.
@@ -138,7 +127,7 @@ func (l *peerListener) Accept() (net.Conn, error) {
 		}
 		pid, uid, err := peerOf(conn)
 		if err == nil && l.admit(pid, uid) {
-			return &peerConn{conn, pid, uid}, nil
+			return conn, nil
 		}
 		l.log.Log(context.Background(), l.level, "control connection refused", "pid", pid, "uid", uid, "error", err)
 		conn.Close()
@@ -383,7 +372,6 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer conn.Close()
-	peer := r.Context().Value(peerKey{}).(*peerConn)
 	conn.SetDeadline(time.Time{})
 	conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+sessionProtocol+"\r\n\r\n"); err != nil {
@@ -391,7 +379,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	conn.SetWriteDeadline(time.Time{})
-	session := newSession(conn, bufio.NewReader(buffered.Reader), peer.pid, peer.uid)
+	session := newSession(conn, bufio.NewReader(buffered.Reader))
 	defer session.Close()
 	// A session ends with the server, whether its Backend looks at the context or not.
 	defer context.AfterFunc(s.base, func() { session.Close() })()

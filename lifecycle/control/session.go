@@ -42,13 +42,12 @@ func (e *RemoteError) Error() string { return e.Text }
 // is whole, the other side's process lives: the kernel breaks it when that dies. It is
 // safe for concurrent use, Handle and Start aside. Close it when done.
 type Session struct {
-	conn     net.Conn
-	reader   *bufio.Reader
-	pid, uid int
-	handler  func(ctx context.Context, op string, body json.RawMessage) (any, error)
-	writing  chan struct{}   // holds a token while one message is written
-	ctx      context.Context // ends when the session is broken
-	broken   context.CancelCauseFunc
+	conn    net.Conn
+	reader  *bufio.Reader
+	handler func(ctx context.Context, op string, body json.RawMessage) (any, error)
+	writing chan struct{}   // holds a token while one message is written
+	ctx     context.Context // ends when the session is broken
+	broken  context.CancelCauseFunc
 
 	mu       sync.Mutex
 	started  bool
@@ -58,12 +57,10 @@ type Session struct {
 	arrived  chan struct{} // holds a token when there is a request
 }
 
-func newSession(conn net.Conn, reader *bufio.Reader, pid, uid int) *Session {
+func newSession(conn net.Conn, reader *bufio.Reader) *Session {
 	s := &Session{
 		conn:    conn,
 		reader:  reader,
-		pid:     pid,
-		uid:     uid,
 		writing: make(chan struct{}, 1),
 		calls:   make(map[uint64]chan Message),
 		arrived: make(chan struct{}, 1),
@@ -71,11 +68,6 @@ func newSession(conn net.Conn, reader *bufio.Reader, pid, uid int) *Session {
 	s.ctx, s.broken = context.WithCancelCause(context.Background())
 	return s
 }
-
-// Peer returns the process at the other end as the kernel names it: its pid in this
-// process's pid namespace, 0 where it has none or the system does not tell, and its
-// effective user when the connection, or the listening socket, was made.
-func (s *Session) Peer() (pid, uid int) { return s.pid, s.uid }
 
 // Handle sets what answers the other side's requests: one at a time, in the order they
 // came. A nil result is an answer without a body. The context ends when the session

@@ -65,7 +65,7 @@ func (o *Owner) Drain(ctx context.Context, handover bool) (Report, error) {
 	r := o.cfg.Body.Finish(ctx)
 	r.Backlog, r.Total, r.Handover = backlog, time.Since(began), handover
 	r.Connections = r.Total - backlog
-	o.saveOrSay(func(rec *state.Record) { rec.State, rec.Ended = state.Ended, time.Now() })
+	o.saveOrSay(func(rec *state.Record) { rec.State = state.Ended })
 	o.watch.tell(control.Event{Time: time.Now(), Kind: "drained", Generation: o.number})
 	return r, nil
 }

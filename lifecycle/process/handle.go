@@ -54,9 +54,6 @@ func Open(id Identity) (*Handle, error) {
 	}, nil
 }
 
-// Identity returns whom the handle holds.
-func (h *Handle) Identity() Identity { return h.id }
-
 // Signal sends a signal. It wraps os.ErrProcessDone when the process has ended, and
 // os.ErrClosed after Close. Signal 0 only checks.
 func (h *Handle) Signal(sig syscall.Signal) error {

@@ -63,14 +63,11 @@ type Record struct {
 	// Launched says that the owner is a launcher.
 	Launched bool `json:"launched,omitempty"`
 	// Command and Directory are what the next generation is started with by default.
-	Command   []string `json:"command,omitempty"`
-	Directory string   `json:"directory,omitempty"`
-	// Version is overlap's own, for people.
-	Version   string     `json:"version,omitempty"`
+	Command   []string   `json:"command,omitempty"`
+	Directory string     `json:"directory,omitempty"`
 	Listeners []Listener `json:"listeners,omitempty"`
 	Started   time.Time  `json:"started,omitzero"`
 	Switched  time.Time  `json:"switched,omitzero"` // zero until it served
-	Ended     time.Time  `json:"ended,omitzero"`    // zero until it ended
 }
 
 // Parse reads a record and checks it. Every error wraps ErrRecord. Unknown keys are

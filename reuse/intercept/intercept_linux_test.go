@@ -668,20 +668,6 @@ sys.exit(str(failed) if failed else 0)
 	}
 }
 
-func TestProbe(t *testing.T) {
-	mode, err := Probe()
-	if mode == Off {
-		t.Fatal(err)
-	}
-	if mode == Fetch && err != nil {
-		t.Error(err)
-	}
-	t.Log(mode, err)
-	if err := try(Make); err != nil {
-		t.Error(err)
-	}
-}
-
 // The filter by itself: what the kernel does with it is tried above.
 func TestFilter(t *testing.T) {
 	const arch, other = uint32(unix.AUDIT_ARCH_X86_64), uint32(unix.AUDIT_ARCH_I386)

@@ -50,8 +50,3 @@ func (t *Tap) Close() error {
 
 // Done is closed by Close.
 func (t *Tap) Done() <-chan struct{} { return t.done }
-
-// Probe returns Off and an error: there is no seccomp outside Linux.
-func Probe() (Mode, error) {
-	return Off, fmt.Errorf("intercept binds on %s: %w", runtime.GOOS, errors.ErrUnsupported)
-}

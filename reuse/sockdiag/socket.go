@@ -2,7 +2,6 @@ package sockdiag
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 )
 
@@ -79,14 +78,6 @@ type Owner struct {
 	PID     int
 	Command string // the kernel's name of the process (comm, at most 15 bytes), made printable
 	FD      int
-}
-
-// String says the owner in words: "nginx (pid 12)".
-func (o Owner) String() string {
-	if o.Command == "" {
-		return fmt.Sprintf("pid %d", o.PID)
-	}
-	return fmt.Sprintf("%s (pid %d)", o.Command, o.PID)
 }
 
 // UnixSocket is what the kernel says of one unix socket.
