@@ -77,20 +77,22 @@ func backlogInode(t *testing.T, c syscall.Conn) uint64 {
 	return inode
 }
 
+// backlogQueue is a TCP listener's.
+func backlogQueue(t *testing.T, ln *net.TCPListener) Queue {
+	t.Helper()
+	return InodeQueue("tcp", uint16(ln.Addr().(*net.TCPAddr).Port), backlogInode(t, ln))
+}
+
 func TestBacklogQueueTCP(t *testing.T) {
 	ln := backlogListen(t, "tcp4", "127.0.0.1:0")
-	queues := []Queue{FileQueue(ln), InodeQueue("tcp", uint16(ln.Addr().(*net.TCPAddr).Port), backlogInode(t, ln))}
+	q := backlogQueue(t, ln)
 	for want := range 3 {
-		for _, q := range queues {
-			backlogUntil(t, fmt.Sprintf("%T holds %d", q, want), func() bool { return backlogLen(t, q) == want })
-		}
+		backlogUntil(t, fmt.Sprintf("it holds %d", want), func() bool { return backlogLen(t, q) == want })
 		backlogDial(t, "tcp", ln.Addr())
 	}
 	ln.Close()
-	for _, q := range queues {
-		if n, known, err := q.Len(); n != 0 || known || err != nil {
-			t.Errorf("%T after close: %d, %v, %v", q, n, known, err)
-		}
+	if n, known, err := q.Len(); n != 0 || known || err != nil {
+		t.Errorf("after close: %d, %v, %v", n, known, err)
 	}
 }
 
@@ -103,27 +105,26 @@ func TestBacklogQueueUDP(t *testing.T) {
 	conn := pc.(*net.UDPConn)
 	port := uint16(pc.LocalAddr().(*net.UDPAddr).Port)
 	client := backlogDial(t, "udp", pc.LocalAddr())
-	for _, q := range []Queue{FileQueue(conn), InodeQueue("udp4", port, backlogInode(t, conn))} {
-		if n := backlogLen(t, q); n != 0 {
-			t.Fatalf("%T at first: %d", q, n)
-		}
-		for range 2 {
-			// Empty ones count. A full connection table of the host refuses them for a while.
-			backlogUntil(t, "a datagram is sent", func() bool { _, err := client.Write(nil); return err == nil })
-		}
-		b := make([]byte, 1)
-		for range 2 {
-			backlogUntil(t, "a datagram waits", func() bool { return backlogLen(t, q) > 0 })
-			pc.SetReadDeadline(time.Now().Add(10 * time.Second))
-			if _, _, err := pc.ReadFrom(b); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if n := backlogLen(t, q); n != 0 {
-			t.Errorf("%T after reading all: %d", q, n)
+	q := InodeQueue("udp4", port, backlogInode(t, conn))
+	if n := backlogLen(t, q); n != 0 {
+		t.Fatalf("at first: %d", n)
+	}
+	for range 2 {
+		// Empty ones count. A full connection table of the host refuses them for a while.
+		backlogUntil(t, "a datagram is sent", func() bool { _, err := client.Write(nil); return err == nil })
+	}
+	b := make([]byte, 1)
+	for range 2 {
+		backlogUntil(t, "a datagram waits", func() bool { return backlogLen(t, q) > 0 })
+		pc.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, _, err := pc.ReadFrom(b); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if hasHandshakes(FileQueue(conn)) || hasHandshakes(InodeQueue("udp4", port, 1)) {
+	if n := backlogLen(t, q); n != 0 {
+		t.Errorf("after reading all: %d", n)
+	}
+	if hasHandshakes(q) {
 		t.Error("UDP has no handshakes")
 	}
 }
@@ -134,38 +135,25 @@ func TestBacklogQueueUnix(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	queues := []Queue{FileQueue(ln.(*net.UnixListener)), InodeQueue("unix", 0, backlogInode(t, ln.(*net.UnixListener)))}
+	q := InodeQueue("unix", 0, backlogInode(t, ln.(*net.UnixListener)))
 	for want := range 3 {
-		for _, q := range queues {
-			if n := backlogLen(t, q); n != want {
-				t.Errorf("%T: %d, want %d", q, n, want)
-			}
+		if n := backlogLen(t, q); n != want {
+			t.Errorf("%d, want %d", n, want)
 		}
 		backlogDial(t, "unix", ln.Addr())
 	}
-	if hasHandshakes(queues[0]) || hasHandshakes(queues[1]) {
+	if hasHandshakes(q) {
 		t.Error("unix has no handshakes")
 	}
 	ln.Close()
-	for _, q := range queues {
-		if _, known, err := q.Len(); known || err != nil {
-			t.Errorf("%T after close: %v, %v", q, known, err)
-		}
-	}
-}
-
-// A connection is no listener: its TCP_INFO says something else.
-func TestBacklogQueueOfConnection(t *testing.T) {
-	ln := backlogListen(t, "tcp4", "127.0.0.1:0")
-	c := backlogDial(t, "tcp", ln.Addr())
-	if _, _, err := FileQueue(c.(*net.TCPConn)).Len(); !errors.Is(err, ErrNoProof) {
-		t.Errorf("got %v", err)
+	if _, known, err := q.Len(); known || err != nil {
+		t.Errorf("after close: %v, %v", known, err)
 	}
 }
 
 func TestBacklogNothing(t *testing.T) {
 	ln := backlogListen(t, "tcp4", "127.0.0.1:0")
-	if err := AwaitBacklog(t.Context(), uint16(ln.Addr().(*net.TCPAddr).Port), FileQueue(ln)); err != nil {
+	if err := AwaitBacklog(t.Context(), uint16(ln.Addr().(*net.TCPAddr).Port), backlogQueue(t, ln)); err != nil {
 		t.Error(err)
 	}
 }
@@ -248,7 +236,7 @@ func backlogHeld(t *testing.T, network, address string, hold backlogHold, refere
 	ln := backlogListen(t, network, address)
 	port := uint16(ln.Addr().(*net.TCPAddr).Port)
 	hold.begin(t, ln)
-	queue := FileQueue(ln)
+	queue := backlogQueue(t, ln)
 	dialed := "tcp4"
 	if network == "tcp6" {
 		dialed = "tcp6"
@@ -336,7 +324,7 @@ func TestBacklogTimeout(t *testing.T) {
 	backlogDial(t, "tcp", ln.Addr())
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	err := AwaitBacklog(ctx, uint16(ln.Addr().(*net.TCPAddr).Port), FileQueue(ln))
+	err := AwaitBacklog(ctx, uint16(ln.Addr().(*net.TCPAddr).Port), backlogQueue(t, ln))
 	if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrNoProof) {
 		t.Errorf("got %v", err)
 	}
@@ -407,7 +395,7 @@ func backlogCookies(t *testing.T) {
 	}
 	defer os.WriteFile(sysctl, before, 0)
 	ln := backlogListen(t, "tcp4", "127.0.0.1:0")
-	queue := FileQueue(ln)
+	queue := backlogQueue(t, ln)
 	backlogDial(t, "tcp", ln.Addr())
 	backlogUntil(t, "the connection is in the queue", func() bool { return backlogLen(t, queue) == 1 })
 	ino, families, err := queue.(listening).listener()

@@ -204,7 +204,7 @@ func (l *UnixListener) Dial(ctx context.Context) (net.Conn, error) {
 }
 
 // Close stops listening and resets what is still in the queue ([AwaitBacklog] with
-// [FileQueue] tells when it is empty). It removes the path only if it is still this
+// [InodeQueue] tells when it is empty). It removes the path only if it is still this
 // listener's. A second Close returns [net.ErrClosed].
 func (l *UnixListener) Close() error {
 	l.mu.Lock()

@@ -103,7 +103,7 @@ func TestUnixListeningWithoutConnecting(t *testing.T) {
 	if s.Inode != l.Inode() || s.PID != os.Getpid() {
 		t.Errorf("%+v, want socket %d", s, l.Inode())
 	}
-	if n := backlogLen(t, FileQueue(l)); n != 0 {
+	if n := backlogLen(t, InodeQueue("unix", 0, l.Inode())); n != 0 {
 		t.Errorf("%d connections were made", n)
 	}
 }
@@ -123,7 +123,7 @@ func TestUnixCloseWithoutProofLoses(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := AwaitBacklog(ctx, 0, FileQueue(old)); !errors.Is(err, context.DeadlineExceeded) {
+	if err := AwaitBacklog(ctx, 0, InodeQueue("unix", 0, old.Inode())); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("proof with a connection in the queue: %v", err)
 	}
 	old.Close()

@@ -413,7 +413,7 @@ func TestUnixHandoverUnderLoad(t *testing.T) {
 		unixServe(t, next, fmt.Sprint(i))
 		unixPublish(t, next)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		err := AwaitBacklog(ctx, 0, FileQueue(current))
+		err := AwaitBacklog(ctx, 0, InodeQueue("unix", 0, current.Inode()))
 		cancel()
 		if err != nil && !errors.Is(err, ErrNoProof) {
 			t.Error(err)
