@@ -371,11 +371,13 @@ func (g *generation) drain(handover bool) error {
 		case <-finished:
 		}
 	}()
+	g.sockets.beginDrain()
 	if !handover {
 		notify.Send("STOPPING=1")
 	}
 	r, err := g.owner.Drain(ctx, handover)
 	if err != nil {
+		g.sockets.endDrain()
 		return err
 	}
 	g.log.Info("drained", "finished", r.Finished, "cut", r.Cut, "backlog", r.Backlog, "total", r.Total,

@@ -59,11 +59,16 @@ func endOrphan(ctx context.Context, r *state.Record, delay time.Duration, sig sy
 	defer h.Close()
 	clients := connections{tree: func() []int { return orphanTree(r) }}
 	for _, l := range r.Listeners {
+		if a, err := reuse.ExactAddress(l.Network, l.Address, false); err == nil {
+			clients.addresses = append(clients.addresses, a)
+		}
+	}
+	clients.before = clients.standing()
+	for _, l := range r.Listeners {
 		a, err := reuse.ExactAddress(l.Network, l.Address, false)
 		if err != nil {
 			continue
 		}
-		clients.addresses = append(clients.addresses, a)
 		var queues []reuse.Queue
 		for _, ino := range l.Inodes {
 			queues = append(queues, reuse.InodeQueue(l.Network, a.AddrPort.Port(), ino))

@@ -37,6 +37,7 @@ type programConfig struct {
 	Share    bool          // it sets SO_REUSEPORT itself
 	Option   string        // what it does to its sockets: see setOption
 	User     int           // who it becomes before it listens, where that is not 0
+	Then     int           // who it becomes once it listens
 	UDP      []string      // addresses that it binds, and does not read from
 	Answer   time.Duration // what it takes from a datagram to its echo
 	Fail     string        // "late": not healthy for a second; "unhealthy", "crash early", "crash in check", "hang", "never"
@@ -222,6 +223,11 @@ func (c programConfig) serve() error {
 	all, err := c.listen(lc)
 	if err != nil {
 		return err
+	}
+	if c.Then != 0 {
+		if err := syscall.Setuid(c.Then); err != nil {
+			return err
+		}
 	}
 	for _, ln := range all {
 		switch {

@@ -41,8 +41,9 @@ type sockets struct {
 	stop     chan struct{}
 	stopOnce sync.Once
 	running  sync.WaitGroup
-	watched  map[int]bool // processes that have bound a socket
-	looking  *time.Timer  // until the next look after something happened
+	watched  map[int]bool    // processes that have bound a socket
+	looking  *time.Timer     // until the next look after something happened
+	before   map[uint64]bool // see connections
 }
 
 // pending is a socket that is bound, or about to be, and does not listen yet.

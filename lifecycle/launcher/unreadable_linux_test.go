@@ -1,0 +1,85 @@
+package launcher_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"overlap/lifecycle/bench"
+	"overlap/lifecycle/control"
+)
+
+// TestUnreadable: requests under way in a program that became another user once it listened, under a root without ptrace
+// access as in a container, have the stop delay as well. Nobody sees whose connections are whose there.
+func TestUnreadable(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root may become another user")
+	}
+	t.Parallel()
+	s := newService(t)
+	s.c.NoGetfd, s.c.FewCaps, s.c.StopDelay = true, true, 2*time.Second
+	addr := free(t, "tcp", "127.0.0.1")
+	s.goProgram(programConfig{Kind: "plain", Listen: []string{addr}, Then: 65534})
+	s.start()
+	s.serving(0)
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.counts(1)
+	c.Close()
+	s.counts(0)
+	r := slowly(t, addr, func() {
+		for range 3 {
+			s.drained()
+		}
+	})
+	noLoss(t, r)
+	s.alone()
+	s.counts(0)
+}
+
+// slowly calls f under clients with a connection for each request, which takes 0.2 s, and returns what they noticed.
+func slowly(t *testing.T, addr string, f func()) *bench.Result {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	results := make(chan *bench.Result, 1)
+	go func() {
+		l := bench.Load{Address: addr, Clients: 20, Mode: bench.Close, Path: "/slow", Timeout: waitFor}
+		r, err := l.Run(ctx, nil)
+		if err != nil {
+			t.Error(err)
+		}
+		results <- r
+	}()
+	f()
+	stop()
+	return <-results
+}
+
+// counts waits until the generation that serves has so many connections.
+func (s *service) counts(want int) {
+	s.t.Helper()
+	eventually(s.t, func() error {
+		status, err := control.Dial(s.socket(s.serving(0).Generation)).Status(context.Background())
+		if err != nil {
+			return err
+		}
+		if got := status.Generations[0].Connections; got != want {
+			return fmt.Errorf("%d connections, want %d", got, want)
+		}
+		return nil
+	})
+}
+
+// drained reloads, and returns when the old generation is over.
+func (s *service) drained() {
+	s.t.Helper()
+	if out := s.tryReload(control.ReloadRequest{Wait: control.WaitDrained}); out.Outcome != control.OutcomeSwitched {
+		s.t.Errorf("%+v", out)
+	}
+}
