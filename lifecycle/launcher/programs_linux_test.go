@@ -37,6 +37,7 @@ type programConfig struct {
 	Share    bool          // it sets SO_REUSEPORT itself
 	Option   string        // what it does to its sockets: see setOption
 	User     int           // who it becomes before it listens, where that is not 0
+	Anew     bool          // it does that first of all, and executes itself anew, as under gosu
 	Then     int           // who it becomes once it listens
 	UDP      []string      // addresses that it binds, and does not read from
 	Answer   time.Duration // what it takes from a datagram to its echo
@@ -56,6 +57,10 @@ func program(path string) int {
 	if err := read(path, &c); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 97
+	}
+	if c.Anew && os.Getuid() != c.User {
+		fmt.Fprintln(os.Stderr, c.stepDown())
+		return 93
 	}
 	switch background := os.Getenv("BACKGROUND"); {
 	case c.Daemon && c.Twice && background == "":
@@ -94,6 +99,14 @@ func program(path string) int {
 		return 20
 	}
 	return 0
+}
+
+// stepDown executes the program anew as its user.
+func (c programConfig) stepDown() error {
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(c.User), syscall.Setuid(c.User)); err != nil {
+		return err
+	}
+	return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
 }
 
 // daemonize starts the program anew in a session of its own and returns when that listens, as
@@ -206,7 +219,7 @@ func (c programConfig) serve() error {
 	}
 	srv := &http.Server{Handler: c.handler()}
 	failed := make(chan error, 1)
-	if c.User != 0 {
+	if c.User != 0 && !c.Anew {
 		if err := syscall.Setuid(c.User); err != nil {
 			return err
 		}

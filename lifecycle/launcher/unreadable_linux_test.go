@@ -42,6 +42,34 @@ func TestUnreadable(t *testing.T) {
 	s.counts(0)
 }
 
+// TestSteppedDown: a program that is another user's before it binds is handed over without ptrace access too, where it
+// was executed as that user.
+func TestSteppedDown(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root may become another user")
+	}
+	t.Parallel()
+	for _, kind := range []string{"polite", "udp"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			s.c.NoGetfd, s.c.FewCaps, s.c.Start = true, true, 10*time.Second
+			if err := os.Chmod(s.root, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			c := programConfig{Kind: kind, User: 65534, Anew: true}
+			if kind == "udp" {
+				lossUDP(t, s, c)
+				return
+			}
+			addr := free(t, "tcp", "127.0.0.1")
+			c.Listen = []string{addr}
+			s.goProgram(c)
+			s.loss(addr, false)
+		})
+	}
+}
+
 // slowly calls f under clients with a connection for each request, which takes 0.2 s, and returns what they noticed.
 func slowly(t *testing.T, addr string, f func()) *bench.Result {
 	t.Helper()
