@@ -37,6 +37,7 @@ type sockets struct {
 	mu       sync.Mutex
 	pending  map[uint64]pending
 	reason   error // why a bind was refused
+	missed   error // why one could not be seen
 	wake     chan struct{}
 	stop     chan struct{}
 	stopOnce sync.Once
@@ -98,6 +99,13 @@ func (s *sockets) bind(b intercept.Bind) error {
 		s.expect() // the one before may be closed when this one listens
 	}
 	return nil
+}
+
+// miss is called with each bind that could not be looked at.
+func (s *sockets) miss(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.missed = err
 }
 
 // share gives the program's socket the option that it never asked for, and the gate, unless
@@ -245,6 +253,9 @@ func (s *sockets) late(missing string) error {
 	defer s.mu.Unlock()
 	if s.reason != nil {
 		return refusal(s.reason)
+	}
+	if errors.Is(s.missed, os.ErrPermission) {
+		return &refusalError{fmt.Errorf("%w: whether it listens on %s could not be seen (%w): %w", errNeverReady, missing, s.missed, ErrUnseen)}
 	}
 	return fmt.Errorf("%w: it does not listen on %s", errNeverReady, missing)
 }

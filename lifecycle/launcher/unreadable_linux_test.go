@@ -10,6 +10,7 @@ import (
 
 	"overlap/lifecycle/bench"
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/launcher"
 )
 
 // TestUnreadable: requests under way in a program that became another user once it listened, under a root without ptrace
@@ -68,6 +69,21 @@ func TestSteppedDown(t *testing.T) {
 			s.loss(addr, false)
 		})
 	}
+}
+
+// TestSteppedDownUnseen: one that becomes another user by itself can't be seen to bind. That, and what lifts it, is said.
+func TestSteppedDownUnseen(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root may become another user")
+	}
+	t.Parallel()
+	s := newService(t)
+	s.c.NoGetfd, s.c.FewCaps, s.c.Start = true, true, 2*time.Second
+	s.goProgram(programConfig{Kind: "polite", Listen: []string{free(t, "tcp", "127.0.0.1")}, User: 65534})
+	if code := s.code(s.start()); code != launcher.ExitOwnFailure {
+		t.Errorf("exit code %d", code)
+	}
+	s.said(launcher.ErrUnseen.Error())
 }
 
 // slowly calls f under clients with a connection for each request, which takes 0.2 s, and returns what they noticed.
