@@ -33,6 +33,8 @@ type Target struct {
 	// one (to the first unix one where there is none), "tcp" to each TCP and
 	// unix one.
 	Addresses []Address
+	// Unreachable are further ones, where nobody can connect: no probe goes there.
+	Unreachable []Address
 
 	// Env is the whole environment of an exec probe's command; empty means
 	// that it has none. The command's name is looked up in this process's PATH.

@@ -9,7 +9,8 @@ import (
 // tcpProbe connects and closes. Connected is healthy: that somebody accepts the
 // connection, or answers on it, is not looked at, for the kernel completes
 // connections on its own. UDP addresses have nothing to connect to and are
-// passed over, so a service with UDP alone is healthy as soon as it is asked.
+// passed over, so a service with UDP alone is healthy as soon as it is asked. So
+// is one that nobody can reach.
 type tcpProbe struct {
 	address string // empty: the service's addresses
 }
@@ -18,7 +19,7 @@ func (p tcpProbe) check(ctx context.Context, t Target) error {
 	addresses := t.Addresses
 	if p.address != "" {
 		addresses = []Address{{"tcp", p.address}}
-	} else if len(addresses) == 0 {
+	} else if len(addresses)+len(t.Unreachable) == 0 {
 		return errors.New("the service has no address yet")
 	}
 	for _, a := range addresses {

@@ -287,12 +287,3 @@ func (g *Generation) logEvent(e control.Event) {
 	}
 	g.log.Info("reload", "step", e.Kind, "next", e.Generation, "text", e.Text)
 }
-
-// addresses are what the probes look at.
-func (g *Generation) addresses() []health.Address {
-	var all []health.Address
-	for _, a := range g.owner.Addresses() {
-		all = append(all, health.Address{Network: a[0], Addr: a[1]})
-	}
-	return all
-}

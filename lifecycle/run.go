@@ -120,7 +120,8 @@ func (g *Generation) prepare(ctx context.Context) error {
 		}
 	}
 	gate := health.Gate{StartTimeout: g.opt.StartTimeout}
-	err := gate.Wait(ctx, health.Target{Dial: g.owner.Dial, Addresses: g.addresses(), Env: os.Environ()}, g.opt.Probes...)
+	addresses, unreachable := g.owner.Addresses()
+	err := gate.Wait(ctx, health.Target{Dial: g.owner.Dial, Addresses: addresses, Unreachable: unreachable, Env: os.Environ()}, g.opt.Probes...)
 	if err != nil {
 		return err
 	}

@@ -81,7 +81,11 @@ func locateOnce(diag *sockdiag.Conn, a Address) ([]uint64, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a, err = through(diag, a, there); err != nil {
+	a, err = through(diag, a, there)
+	if errors.Is(err, errNoWay) {
+		return asTheyCame(a, there, before), nil
+	}
+	if err != nil {
 		return nil, err
 	}
 	n := len(before)
@@ -100,6 +104,23 @@ func locateOnce(diag *sockdiag.Conn, a Address) ([]uint64, error) {
 		return places, err
 	}
 	return locateBesideHidden(diag, a, before, visible)
+}
+
+// asTheyCame are the members in the order in which they joined, as far as the kernel's list has it: of TCP's on
+// IPv6 the newest is the last (__inet_hash in net/ipv4/inet_hashtables.c), of UDP's the first (udp_lib_get_port in
+// net/ipv4/udp.c). It stands for their places where no packet can tell them, nor be steered to a wrong one: any order
+// will do in which who comes is behind those that are there.
+func asTheyCame(a Address, sockets []sockdiag.Socket, members map[uint64]uint32) []uint64 {
+	var all []uint64
+	for _, s := range sockets {
+		if _, ok := members[s.Inode]; ok {
+			all = append(all, s.Inode)
+		}
+	}
+	if a.Network == "udp" {
+		slices.Reverse(all)
+	}
+	return all
 }
 
 // locateBesideHidden is for a group beside hidden sockets: of these some may be all that is left of another one. The

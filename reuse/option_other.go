@@ -24,6 +24,9 @@ func reachable(a Address) (Address, error)           { return a, nil }
 func population(Address) (int, int, error)           { return 0, 0, ErrNoSteering }
 func bindProbe(int, Address) (netip.AddrPort, error) { return netip.AddrPort{}, ErrNoSteering }
 
+// Reachable returns true: nothing is known of it.
+func (a Address) Reachable() bool { return true }
+
 // Share returns ErrNoSteering.
 func Share(int, Address) error { return ErrNoSteering }
 

@@ -173,6 +173,8 @@ func explain(err error) (text, hint string, code int) {
 		hint = "turn the option on in the program, or have overlap do it: overlap run --reuse auto -- COMMAND"
 	case errors.Is(err, launcher.ErrNotShared):
 		hint = "start it so that it does, and leave that to it: overlap run --reuse off -- COMMAND"
+	case errors.Is(err, launcher.ErrUnseen):
+		hint = "give overlap that access, or start the container as that user (--user): docker run --cap-add SYS_PTRACE IMAGE"
 	case errors.Is(err, launcher.ErrOldLauncher):
 		hint = "give it the command alone: overlap reload " + name + " -- COMMAND"
 	case errors.Is(err, lifecycle.ErrSupervised):

@@ -90,6 +90,9 @@ func TestExplain(t *testing.T) {
 		{&failure{doingRun, "web", &aloneError{&launcher.ExitError{Code: launcher.ExitOwnFailure, Err: launcher.ErrNotShared}}}, launcher.ExitOwnFailure,
 			"overlap: error: run: " + launcher.ErrNotShared.Error() + "\n" +
 				"overlap: hint: turn the option on in the program, or have overlap do it: overlap run --reuse auto -- COMMAND\n"},
+		{run(fmt.Errorf("whether it listens could not be seen: %w", launcher.ErrUnseen)), launcher.ExitOwnFailure,
+			"overlap: error: run: whether it listens could not be seen: " + launcher.ErrUnseen.Error() + "\n" +
+				"overlap: hint: give overlap that access, or start the container as that user (--user): docker run --cap-add SYS_PTRACE IMAGE\n"},
 		{run(fmt.Errorf("%w: \"x\"", lifecycle.ErrOther)), launcher.ExitOwnFailure,
 			"overlap: error: run: a service of this name runs on other addresses: \"x\"\n" +
 				"overlap: hint: give the new service a name of its own: overlap run --name OTHER -- COMMAND\n"},

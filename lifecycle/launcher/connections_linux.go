@@ -3,6 +3,7 @@ package launcher
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -18,11 +19,21 @@ import (
 type connections struct {
 	addresses []reuse.Address
 	tree      func() []int // the program's processes
+
+	// Whose a connection is, is not known where its process may not be read: one that became another user, under a
+	// launcher without ptrace access, as in a container. It counts if it was there when the drain began.
+	before map[uint64]bool // those that were, by cookie; nil: the program does not drain
+	theirs map[uint64]bool // those that count for other generations by this
 }
 
 // connections are those of the generation's program.
 func (s *sockets) connections() connections {
-	c := connections{tree: s.g.program.tree}
+	c := connections{tree: s.g.program.tree, before: s.remembered(), theirs: map[uint64]bool{}}
+	for _, other := range s.g.l.generations() {
+		if other != s.g {
+			maps.Copy(c.theirs, other.sockets.remembered())
+		}
+	}
 	if s.g.owner != nil {
 		for _, m := range s.g.owner.Members() {
 			c.addresses = append(c.addresses, m.Address())
@@ -41,15 +52,20 @@ func (c connections) datagrams() bool {
 // of all connections of the machine is the shorter way; it is a walk through its whole table.
 const fewSockets = 2000
 
-// open returns the inodes of those that are open, with the processes they may belong to.
-func (c connections) open() (inodes map[uint64]bool, tree []int) {
-	var ports []uint16
-	var families []uint8
+// streams are the TCP addresses' ports and families.
+func (c connections) streams() (ports []uint16, families []uint8) {
 	for _, a := range c.addresses {
 		if a.Network == "tcp" {
 			ports, families = append(ports, a.AddrPort.Port()), append(families, a.Family())
 		}
 	}
+	slices.Sort(families)
+	return ports, slices.Compact(families)
+}
+
+// open returns the inodes of those that are open, with the processes they may belong to.
+func (c connections) open() (inodes map[uint64]bool, tree []int) {
+	ports, _ := c.streams()
 	if len(ports) == 0 {
 		return nil, nil
 	}
@@ -57,7 +73,66 @@ func (c connections) open() (inodes map[uint64]bool, tree []int) {
 	if inodes, ok := lookAtEach(tree, ports); ok {
 		return inodes, tree
 	}
-	return listAll(tree, ports, families), tree
+	return c.listAll(tree), tree
+}
+
+// remembered is connections.before of the generation's drain.
+func (s *sockets) remembered() map[uint64]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.before
+}
+
+// beginDrain remembers which connections there are, where that is needed. Those that the new generation has got since
+// the switch are among them: a drain waits rather for too many.
+func (s *sockets) beginDrain() {
+	there := s.connections().standing()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.before = there
+}
+
+// endDrain is for a generation that serves again.
+func (s *sockets) endDrain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.before = nil
+}
+
+// standing are the connections at the addresses, by cookie, half-open ones too; nil where the program's own can be told, or
+// none can.
+func (c connections) standing() map[uint64]bool {
+	ports, families := c.streams()
+	if len(ports) == 0 || readable(c.tree()) {
+		return nil
+	}
+	diag, err := sockdiag.Open()
+	if err != nil {
+		return nil
+	}
+	defer diag.Close()
+	all := map[uint64]bool{}
+	// In this order: one that is half-open becomes a connection.
+	for _, list := range []func(uint16, ...uint8) ([]sockdiag.Socket, error){diag.HalfOpen, diag.Connections} {
+		there, err := list(onlyPort(ports), families...)
+		if err != nil {
+			return nil
+		}
+		for _, s := range there {
+			if slices.Contains(ports, s.Local.Port()) && !c.theirs[s.Cookie] {
+				all[s.Cookie] = true
+			}
+		}
+	}
+	return all
+}
+
+// onlyPort is 0 where there are several.
+func onlyPort(ports []uint16) uint16 {
+	if one := slices.Compact(slices.Sorted(slices.Values(ports))); len(one) == 1 {
+		return one[0]
+	}
+	return 0
 }
 
 // lookAtEach finds them among the sockets of the processes; false where there are too many, or they
@@ -109,19 +184,14 @@ func isConnection(pidfd int, d sockdiag.Descriptor, ports []uint16) (is bool, er
 }
 
 // listAll asks the kernel once for all ports.
-func listAll(tree []int, ports []uint16, families []uint8) map[uint64]bool {
+func (c connections) listAll(tree []int) map[uint64]bool {
+	ports, families := c.streams()
 	diag, err := sockdiag.Open()
 	if err != nil {
 		return nil
 	}
 	defer diag.Close()
-	var port uint16 // all
-	if len(slices.Compact(slices.Sorted(slices.Values(ports)))) == 1 {
-		port = ports[0]
-	}
-	slices.Sort(families)
-	families = slices.Compact(families)
-	there, err := diag.Connections(port, families...)
+	there, err := diag.Connections(onlyPort(ports), families...)
 	if err != nil {
 		return nil
 	}
@@ -129,14 +199,19 @@ func listAll(tree []int, ports []uint16, families []uint8) map[uint64]bool {
 	if len(there) == 0 {
 		return nil
 	}
-	held := heldBy(tree)
+	held, all := heldBy(tree), readable(tree)
 	inodes := map[uint64]bool{}
 	for _, s := range there {
-		if held[s.Inode] {
+		if held[s.Inode] || !all && s.Inode != 0 && c.supposed(s.Cookie) {
 			inodes[s.Inode] = true
 		}
 	}
 	return inodes
+}
+
+// supposed reports whether a connection counts whose process may not be read.
+func (c connections) supposed(cookie uint64) bool {
+	return !c.theirs[cookie] && (c.before == nil || c.before[cookie])
 }
 
 func (c connections) count() int {
@@ -186,4 +261,13 @@ func heldBy(pids []int) map[uint64]bool {
 		}
 	}
 	return all
+}
+
+// readable reports whether it can be known which sockets some processes hold.
+func readable(pids []int) bool {
+	return !slices.ContainsFunc(pids, func(pid int) bool {
+		// The same access as to what descriptors mean (proc_pid_readlink in fs/proc/base.c), and always there.
+		_, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+		return errors.Is(err, os.ErrPermission)
+	})
 }

@@ -274,17 +274,14 @@ func (g *generation) mine(pid int) bool {
 
 // check waits for the probes.
 func (g *generation) check(ctx context.Context, timeout time.Duration) error {
-	var addresses []health.Address
-	for _, a := range g.owner.Addresses() {
-		addresses = append(addresses, health.Address{Network: a[0], Addr: a[1]})
-	}
+	addresses, unreachable := g.owner.Addresses()
 	private, err := newRelay(g, addresses)
 	if err != nil {
 		return err
 	}
 	defer private.close()
 	gate := health.Gate{StartTimeout: timeout}
-	err = gate.Wait(ctx, health.Target{Dial: g.owner.Dial, Addresses: addresses,
+	err = gate.Wait(ctx, health.Target{Dial: g.owner.Dial, Addresses: addresses, Unreachable: unreachable,
 		Env: append(slices.Clone(g.program.env), private.env()...), Dir: g.req.dir, Start: g.l.reaper.start,
 		Ready: g.notify.Ready(), Gone: g.program.gone(), Alive: g.program.alive}, g.req.set.probes...)
 	if err != nil {
@@ -413,11 +410,13 @@ func (g *generation) drain(handover bool) error {
 		case <-finished:
 		}
 	}()
+	g.sockets.beginDrain()
 	if !handover {
 		notify.Send("STOPPING=1")
 	}
 	r, err := g.owner.Drain(ctx, handover)
 	if err != nil {
+		g.sockets.endDrain()
 		return err
 	}
 	g.log.Info("drained", "finished", r.Finished, "cut", r.Cut, "backlog", r.Backlog, "total", r.Total,

@@ -78,6 +78,7 @@ type config struct {
 	PartingOff  bool
 	Reuse       string
 	NoGetfd     bool // pidfd_getfd is refused, as in Docker's containers
+	FewCaps     bool // no more capabilities than those
 }
 
 // launch is the main function of a launcher.
@@ -85,6 +86,10 @@ func launch(path string) int {
 	var c config
 	if err := read(path, &c); err != nil {
 		fmt.Fprintln(os.Stderr, err)
+		return 99
+	}
+	if c.FewCaps && os.Getenv(envFewCaps) == "" {
+		fmt.Fprintln(os.Stderr, execFewCaps(path))
 		return 99
 	}
 	if c.SteeringOff {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -248,6 +250,12 @@ func (l *launcher) serving() *generation {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.current
+}
+
+func (l *launcher) generations() []*generation {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.all))
 }
 
 func (l *launcher) setCurrent(g *generation) {

@@ -89,6 +89,9 @@ func (o *Options) defaults() error {
 // ErrOldLauncher is a launcher that must not exit and would not heed the flags that it is given.
 var ErrOldLauncher = errors.New("the running launcher is of an older version that takes a command, but no flags")
 
+// ErrUnseen is a program whose binds the launcher may not look at.
+var ErrUnseen = errors.New("the program became another user by itself, and the launcher has no ptrace access to it")
+
 // ErrNotShared is a program without SO_REUSEPORT that could not be given it.
 var ErrNotShared = errors.New("the program must set SO_REUSEPORT itself (nginx: listen ... reuseport; gunicorn: --reuse-port; " +
 	"Node: listen({port, reusePort: true}); Python: allow_reuse_port = True; Go: net.ListenConfig.Control)")

@@ -88,11 +88,16 @@ func endOrphan(ctx context.Context, r *state.Record, uid int, delay time.Duratio
 	defer h.Close()
 	clients := connections{tree: tree}
 	for _, l := range r.Listeners {
+		if a, err := reuse.ExactAddress(l.Network, l.Address, l.V6Only); err == nil {
+			clients.addresses = append(clients.addresses, a)
+		}
+	}
+	clients.before = clients.standing()
+	for _, l := range r.Listeners {
 		a, err := reuse.ExactAddress(l.Network, l.Address, l.V6Only)
 		if err != nil {
 			continue
 		}
-		clients.addresses = append(clients.addresses, a)
 		var queues []reuse.Queue
 		for _, ino := range l.Inodes {
 			queues = append(queues, reuse.InodeQueue(l.Network, a.AddrPort.Port(), ino))

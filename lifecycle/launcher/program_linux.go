@@ -94,7 +94,7 @@ func (p *program) exec(g *generation, path string, mode intercept.Mode, dieToget
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true}}
 	return g.l.reaper.guard(func() (int, error) {
-		tap, err := intercept.Start(p.cmd, intercept.Options{Mode: mode, Bind: g.sockets.bind, Listen: g.sockets.listen, Made: g.sockets.made, Keep: g.sockets.keep,
+		tap, err := intercept.Start(p.cmd, intercept.Options{Mode: mode, Bind: g.sockets.bind, Listen: g.sockets.listen, Missed: g.sockets.miss, Made: g.sockets.made, Keep: g.sockets.keep,
 			ParentDeath: dieTogether, Logger: g.log})
 		if err != nil {
 			return 0, err

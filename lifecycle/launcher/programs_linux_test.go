@@ -39,6 +39,8 @@ type programConfig struct {
 	Option   string        // what it does to its sockets: see setOption
 	User     int           // who it becomes before it listens, where that is not 0
 	Ready    bool          // it says READY=1 when it listens
+	Anew     bool          // it does that first of all, and executes itself anew, as under gosu
+	Then     int           // who it becomes once it listens
 	UDP      []string      // addresses that it binds, and does not read from
 	Answer   time.Duration // what it takes from a datagram to its echo
 	Fail     string        // "late": not healthy for a second; "unhealthy", "crash early", "crash in check", "hang", "never"
@@ -59,6 +61,10 @@ func program(path string) int {
 	if err := read(path, &c); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 97
+	}
+	if c.Anew && os.Getuid() != c.User {
+		fmt.Fprintln(os.Stderr, c.stepDown())
+		return 93
 	}
 	switch background := os.Getenv("BACKGROUND"); {
 	case c.Daemon && c.Twice && background == "":
@@ -97,6 +103,14 @@ func program(path string) int {
 		return 20
 	}
 	return 0
+}
+
+// stepDown executes the program anew as its user.
+func (c programConfig) stepDown() error {
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(c.User), syscall.Setuid(c.User)); err != nil {
+		return err
+	}
+	return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
 }
 
 // daemonize starts the program anew in a session of its own and returns when that listens, as
@@ -213,7 +227,7 @@ func (c programConfig) serve() error {
 	if c.Workers > 0 {
 		return c.work()
 	}
-	if c.User != 0 {
+	if c.User != 0 && !c.Anew {
 		if err := syscall.Setuid(c.User); err != nil {
 			return err
 		}
@@ -235,6 +249,11 @@ func (c programConfig) serve() error {
 	all, err := c.listen(lc)
 	if err != nil {
 		return err
+	}
+	if c.Then != 0 {
+		if err := syscall.Setuid(c.Then); err != nil {
+			return err
+		}
 	}
 	if c.Ready {
 		if err := notify.Send("READY=1"); err != nil {

@@ -1,6 +1,9 @@
 package launcher_test
 
 import (
+	"os"
+	"runtime"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/net/bpf"
@@ -33,4 +36,23 @@ func refuseGetfd() error {
 		return errno
 	}
 	return nil
+}
+
+// envFewCaps marks a launcher that has been executed anew.
+const envFewCaps = "OVERLAP_TEST_FEW_CAPS"
+
+// dockerCaps are the capabilities of root in Docker's containers (moby's DefaultCapabilities), by number.
+const dockerCaps = 0xa80425fb
+
+// execFewCaps executes a launcher anew with no other capabilities than those.
+func execFewCaps(config string) error {
+	runtime.LockOSThread()
+	for number := uintptr(0); number <= unix.CAP_LAST_CAP; number++ {
+		if dockerCaps&(1<<number) == 0 {
+			if err := unix.Prctl(unix.PR_CAPBSET_DROP, number, 0, 0, 0); err != nil {
+				return os.NewSyscallError("prctl PR_CAPBSET_DROP", err)
+			}
+		}
+	}
+	return syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), envLauncher+"="+config, envFewCaps+"=1"))
 }

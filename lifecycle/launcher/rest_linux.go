@@ -28,6 +28,10 @@ const (
 // descriptors can't be had nothing happens.
 func (c connections) part(ctx context.Context, gone <-chan struct{}) int {
 	left, tree := c.open()
+	pause := restLook
+	if !readable(tree) {
+		pause = longestPause // each look is at all connections of the machine
+	}
 	for len(left) > 0 {
 		endResting(left, tree)
 		select {
@@ -35,7 +39,7 @@ func (c connections) part(ctx context.Context, gone <-chan struct{}) int {
 			return len(left)
 		case <-gone:
 			return 0
-		case <-time.After(restLook):
+		case <-time.After(pause):
 		}
 		held := heldBy(tree)
 		maps.DeleteFunc(left, func(ino uint64, _ bool) bool { return !held[ino] })

@@ -42,14 +42,16 @@ type sockets struct {
 	pending  map[uint64]pending
 	silent   map[uint64]pending // those that did not listen for long, and may yet
 	reason   error              // why a bind was refused
+	missed   error              // why one could not be seen
 	wake     chan struct{}
 	stop     chan struct{}
 	stopOnce sync.Once
 	running  sync.WaitGroup
-	many     sync.Once    // says that there are too many
-	serving  atomic.Bool  // what comes, comes while the generation serves
-	watched  map[int]bool // processes that have bound a socket
-	looking  *time.Timer  // until the next look after something happened
+	many     sync.Once       // says that there are too many
+	serving  atomic.Bool     // what comes, comes while the generation serves
+	watched  map[int]bool    // processes that have bound a socket
+	looking  *time.Timer     // until the next look after something happened
+	before   map[uint64]bool // see connections
 }
 
 // pending is a socket that is bound, or about to be, and does not listen yet.
@@ -118,6 +120,13 @@ func (s *sockets) bind(b intercept.Bind) error {
 		s.expect() // the one before may be closed when this one listens
 	}
 	return nil
+}
+
+// miss is called with each bind that could not be looked at.
+func (s *sockets) miss(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.missed = err
 }
 
 // open is bind for a port that the serving generation opens anew. Its clients must not wait for the launcher, and
@@ -359,6 +368,9 @@ func (s *sockets) late(missing string) error {
 	defer s.mu.Unlock()
 	if s.reason != nil {
 		return refusal(s.reason)
+	}
+	if errors.Is(s.missed, os.ErrPermission) {
+		return &refusalError{fmt.Errorf("%w: whether it listens on %s could not be seen (%w): %w", errNeverReady, missing, s.missed, ErrUnseen)}
 	}
 	return fmt.Errorf("%w: it does not listen on %s", errNeverReady, missing)
 }

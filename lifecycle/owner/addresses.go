@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"overlap/health"
 	"overlap/reuse"
 )
 
@@ -225,23 +226,28 @@ func (o *Owner) known(ctx context.Context) []uint64 {
 	return known
 }
 
-// Addresses are the generation's addresses that have a socket, as a network and an address to dial.
-func (o *Owner) Addresses() [][2]string {
+// Addresses are the generation's addresses that have a socket, as the health checks dial them, and those where
+// nobody can.
+func (o *Owner) Addresses() (all, unreachable []health.Address) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var all [][2]string
 	for _, a := range o.addresses {
 		if a.unix != nil {
-			all = append(all, [2]string{"unix", a.path})
+			all = append(all, health.Address{Network: "unix", Addr: a.path})
 			continue
 		}
 		if a.coming() {
 			continue
 		}
 		at := a.member.Address()
-		all = append(all, [2]string{at.Network, at.Local().String()})
+		to := health.Address{Network: at.Network, Addr: at.Local().String()}
+		if at.Reachable() {
+			all = append(all, to)
+		} else {
+			unreachable = append(unreachable, to)
+		}
 	}
-	return all
+	return all, unreachable
 }
 
 // listeners describes the generation's addresses as they are now.

@@ -95,7 +95,7 @@ func (o *Owner) Dial(ctx context.Context, network, addr string) (net.Conn, error
 		case at.Network != baseNetwork(network) || a.coming(): // what is bound since is not settled
 		case at.AddrPort.String() == addr:
 			return a.member.DialProbe(ctx)
-		case wider == nil && reaches(at, addr):
+		case wider == nil && reaches(at, addr) && at.Reachable():
 			wider = a.member
 		}
 	}

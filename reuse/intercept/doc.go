@@ -34,7 +34,8 @@
 //     and the socket belongs to the launcher's user. What must not be set on every
 //     socket is set at bind(2), where the launcher may read the program's memory
 //     and /proc/PID/fd, which Docker's profile allows: by a copy that is kept from
-//     socket(2) on ([Options.Keep]), found again by its inode. A stream socket should not
+//     socket(2) on ([Options.Keep]), found again by its inode. Both are looked at
+//     as the program's user where that is another one's. A stream socket should not
 //     be kept: until the copy is closed, the program's close(2) sends no FIN. So
 //     what decides about its group and can't be seen from outside, IPV6_V6ONLY,
 //     SO_BINDTODEVICE and SO_REUSEPORT, is read when the program sets it: one more wake-up for each

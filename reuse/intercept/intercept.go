@@ -124,6 +124,10 @@ type Options struct {
 	Bind func(Bind) error
 	// Listen is called before a listen(2) of a TCP socket, as Bind is. It can be nil.
 	Listen func(Listen) error
+	// Missed is called with each bind that could not be looked at and went on
+	// untouched, from the same goroutine as Bind. The error says why: it wraps
+	// os.ErrPermission where the launcher may not look at the process. It can be nil.
+	Missed func(error)
 	// Make says which sockets the launcher makes, in Make mode: typ is
 	// SOCK_STREAM or SOCK_DGRAM, proto as the program asked. nil means all.
 	Make func(domain, typ, proto int) bool

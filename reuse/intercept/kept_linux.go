@@ -1,7 +1,6 @@
 package intercept
 
 import (
-	"strconv"
 	"sync"
 	"time"
 
@@ -96,7 +95,7 @@ func (k *kept) take(tid, fd int) int {
 		return -1
 	}
 	var st unix.Stat_t
-	if unix.Stat("/proc/"+strconv.Itoa(tid)+"/fd/"+strconv.Itoa(fd), &st) != nil {
+	if asUser(tid, func() error { return unix.Stat(pathOf(tid, fd), &st) }) != nil {
 		return -1
 	}
 	copied, ok := k.fds[st.Ino]

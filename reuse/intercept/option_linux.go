@@ -61,12 +61,15 @@ func (t *Tap) option(c call) (done bool) {
 	if tid == 0 || fd < 0 || t.o.Bind == nil {
 		return false
 	}
-	path := pathOf(tid, fd)
-	network, _, err := protocol(path)
+	var network string
 	var st unix.Stat_t
-	if err == nil {
-		err = os.NewSyscallError("stat", unix.Stat(path, &st))
-	}
+	err := asUser(tid, func() (err error) {
+		path := pathOf(tid, fd)
+		if network, _, err = protocol(path); err == nil {
+			err = os.NewSyscallError("stat", unix.Stat(path, &st))
+		}
+		return err
+	})
 	if err != nil {
 		if !errors.Is(err, unix.ENOENT) && c.valid() {
 			t.log.Warn("cannot see the socket of a setsockopt; it goes on untouched", "tid", tid, "option", name, "error", err)

@@ -27,8 +27,11 @@ func readMemory(tid int, address uint64, b []byte) error {
 	case err == unix.ESRCH || err == unix.EFAULT:
 		return os.NewSyscallError("process_vm_readv", err)
 	}
-	fd, openErr := unix.Open("/proc/"+strconv.Itoa(tid)+"/mem", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if openErr != nil {
+	var fd int
+	if openErr := asUser(tid, func() (err error) {
+		fd, err = unix.Open("/proc/"+strconv.Itoa(tid)+"/mem", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		return err
+	}); openErr != nil {
 		return os.NewSyscallError("process_vm_readv", err)
 	}
 	defer unix.Close(fd)
@@ -145,16 +148,19 @@ func describe(fd int, b *Bind) (ok bool) {
 // describeFromOutside does the same with what /proc tells of descriptor fd of
 // thread tid, which takes less access than a copy of it, but for the socket's options.
 func describeFromOutside(tid, fd int, b *Bind) (ok bool, err error) {
-	path := pathOf(tid, fd)
-	if b.Network, b.Family, err = protocol(path); err != nil || b.Network == "" {
-		return false, err
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return false, &os.PathError{Op: "stat", Path: path, Err: err}
-	}
-	b.Inode, b.UID = st.Ino, int(st.Uid)
-	return true, nil
+	err = asUser(tid, func() error {
+		path := pathOf(tid, fd)
+		if b.Network, b.Family, err = protocol(path); err != nil || b.Network == "" {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		b.Inode, b.UID, ok = st.Ino, int(st.Uid), true
+		return nil
+	})
+	return ok, err
 }
 
 func pathOf(tid, fd int) string { return fmt.Sprintf("/proc/%d/fd/%d", tid, fd) }

@@ -262,6 +262,9 @@ func (t *Tap) bind(c call) syscall.Errno {
 		// A thread that is gone is no news.
 		if c.valid() {
 			t.log.Warn("cannot reach the socket of a bind; it goes on untouched", "tid", c.n.TID, "error", err)
+			if t.o.Missed != nil {
+				t.o.Missed(err)
+			}
 		}
 		return goOn
 	}

@@ -1,6 +1,7 @@
 package sockdiag
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -71,6 +72,9 @@ func Descriptors(pid int) ([]Descriptor, error) {
 	var held []Descriptor
 	for _, name := range names {
 		target, err := os.Readlink(directory + "/" + name)
+		if errors.Is(err, os.ErrPermission) {
+			return nil, err // CAP_DAC_OVERRIDE shows the numbers, what they mean takes ptrace access
+		}
 		if err != nil {
 			continue // closed meanwhile
 		}
