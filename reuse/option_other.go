@@ -3,6 +3,7 @@
 package reuse
 
 import (
+	"context"
 	"net/netip"
 
 	"golang.org/x/net/bpf"
@@ -26,6 +27,9 @@ func bindProbe(int, Address) (netip.AddrPort, error) { return netip.AddrPort{}, 
 
 // Reachable returns true: nothing is known of it.
 func (a Address) Reachable() bool { return true }
+
+// AwaitReachable returns nil.
+func AwaitReachable(context.Context, Address) error { return nil }
 
 // Share returns ErrNoSteering.
 func Share(int, Address) error { return ErrNoSteering }

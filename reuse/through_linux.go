@@ -1,12 +1,15 @@
 package reuse
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"overlap/reuse/sockdiag"
@@ -113,6 +116,27 @@ func tentative(ip netip.Addr) bool {
 func (a Address) Reachable() bool {
 	_, err := reachable(a)
 	return !errors.Is(err, errNoWay)
+}
+
+// AwaitReachable waits until somebody could send a packet to the sockets of an address that is not reachable. The error is
+// ctx's, or what keeps the kernel from telling.
+func AwaitReachable(ctx context.Context, a Address) error {
+	conn, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{Groups: unix.RTMGRP_IPV6_IFADDR})
+	if err != nil {
+		return fmt.Errorf("watch the addresses of this machine: %w", err)
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })()
+	for !a.Reachable() {
+		_, err := conn.Receive() // also when an address that somebody else might have had is in use
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil && !errors.Is(err, unix.ENOBUFS) { // there were more than fit
+			return fmt.Errorf("watch the addresses of this machine: %w", err)
+		}
+	}
+	return nil
 }
 
 func taken(there []sockdiag.Socket, ip netip.Addr) bool {

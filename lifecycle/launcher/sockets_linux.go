@@ -52,6 +52,8 @@ type sockets struct {
 	watched  map[int]bool    // processes that have bound a socket
 	looking  *time.Timer     // until the next look after something happened
 	before   map[uint64]bool // see connections
+
+	awaitsWay bool // see followWay; of the goroutine of follow
 }
 
 // pending is a socket that is bound, or about to be, and does not listen yet.
@@ -503,6 +505,7 @@ func (s *sockets) follow() {
 	s.running.Go(func() {
 		s.catchUp()
 		for {
+			s.followWay()
 			select {
 			case <-s.wake:
 				s.catchUp()

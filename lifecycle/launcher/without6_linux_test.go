@@ -1,6 +1,7 @@
 package launcher_test
 
 import (
+	"os"
 	"testing"
 
 	"overlap/test/netns"
@@ -35,6 +36,26 @@ func TestNoIPv6(t *testing.T) {
 			})
 		})
 	}
+	// An address that comes later is one where the new program is reached.
+	t.Run("later", func(t *testing.T) {
+		s := newService(t)
+		_, port := splitAddress(t, free(t, "tcp", ""))
+		s.goProgram(programConfig{Kind: "polite", Listen: []string{"0.0.0.0:" + port, "[::]:" + port}, Option: "v6only"})
+		s.start()
+		s.serving(0)
+		generation := 1
+		for range 3 {
+			generation = s.reload().To
+			s.alone()
+		}
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6", []byte("0"), 0); err != nil {
+			t.Fatal(err)
+		}
+		defer os.WriteFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6", []byte("1"), 0)
+		for range 10 {
+			s.mustAsk("[::1]:"+port, generation)
+		}
+	})
 	// What has no other address is healthy without anybody's connecting.
 	t.Run("alone", func(t *testing.T) {
 		reached(t, func(t *testing.T, s *service) {
