@@ -21,7 +21,7 @@ func (t *Tap) listen(c call) syscall.Errno {
 	}
 	if t.mode == Make {
 		var st unix.Stat_t
-		if unix.Stat(pathOf(tid, fd), &st) != nil {
+		if asUser(tid, func() error { return unix.Stat(pathOf(tid, fd), &st) }) != nil {
 			return goOn
 		}
 		l.Inode = st.Ino
