@@ -314,6 +314,11 @@ func (h *byHand) kill() {
 			dead = append(dead, pid)
 		}
 	}
+	for _, pid := range dead { // on a busy machine the second would live to see the first one's death
+		if pid == first || pid == second {
+			syscall.Kill(pid, syscall.SIGSTOP)
+		}
+	}
 	for _, pid := range dead {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
