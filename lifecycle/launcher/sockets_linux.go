@@ -134,6 +134,12 @@ func (s *sockets) miss(err error) {
 // open is bind for a port that the serving generation opens anew. Its clients must not wait for the launcher, and
 // there is nobody to keep them from: it joins no group before it listens, and is steered then.
 func (s *sockets) open(a reuse.Address, b intercept.Bind) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := s.g.owner.RefuseStrangers(ctx, a); err != nil {
+		s.refuse(err)
+		return fmt.Errorf("%w: %w", syscall.EADDRINUSE, err)
+	}
 	if b.Socket != nil {
 		if err := withDescriptor(b.Socket, func(fd int) error { return reuse.ShareUngated(fd, a) }); err != nil {
 			return err

@@ -111,6 +111,12 @@ func (o *Owner) compare(a reuse.Address) (*listener, error) {
 	return nil, clash
 }
 
+// RefuseStrangers is what MemberOf does before an address becomes the generation's, for one that becomes it later, and
+// that no predecessor has.
+func (o *Owner) RefuseStrangers(ctx context.Context, a reuse.Address) error {
+	return o.refuseStrangers(ctx, a, nil)
+}
+
 // strangerTries is how often a listener that no generation knows is looked at: generations come,
 // go and move placeholders while they are asked.
 const strangerTries = 5
