@@ -51,6 +51,11 @@ func TestListenAtOnce(t *testing.T) {
 	}
 	defer dir.Close()
 	eventually(t, func() error {
+		select {
+		case err := <-done:
+			t.Fatalf("it ended: %v", err)
+		default:
+		}
 		if s := g.State(); s != lifecycle.Serving {
 			return fmt.Errorf("state %s", s)
 		}

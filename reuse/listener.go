@@ -28,6 +28,8 @@ func (m *Member) Listen(ctx context.Context) (*Listener, error) {
 	if a.Network != "tcp" {
 		return nil, fmt.Errorf("listen on %s %s: not a stream address", a.Network, a)
 	}
+	m.coming.Lock()
+	defer m.coming.Unlock()
 	lc := net.ListenConfig{Control: control(a)}
 	// The program can't be attached to an MPTCP socket, Go's default.
 	lc.SetMultipathTCP(false)

@@ -30,6 +30,7 @@ const hideTime = time.Millisecond
 // Meanwhile the generation that serves calls Reserve before the newcomer joins and Yield after,
 // and Reclaim when the newcomer failed.
 type Member struct {
+	coming  sync.Mutex // held while an own socket comes: of two at once none would see that it is alone, and steer
 	mu      sync.Mutex
 	addr    Address
 	uid     int

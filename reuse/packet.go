@@ -41,6 +41,8 @@ func (m *Member) ListenPacket(ctx context.Context) (*PacketConn, error) {
 	if a.Network != "udp" {
 		return nil, fmt.Errorf("listen on %s %s: not a datagram address", a.Network, a)
 	}
+	m.coming.Lock()
+	defer m.coming.Unlock()
 	lc := net.ListenConfig{Control: control(a)}
 	pc, err := lc.ListenPacket(ctx, a.Net(), a.String())
 	if err != nil {
