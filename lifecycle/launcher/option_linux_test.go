@@ -2,11 +2,14 @@ package launcher_test
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -61,6 +64,18 @@ func (c programConfig) setOption(fd int, listens bool) error {
 		return os.NewSyscallError(what, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1))
 	case "device":
 		return os.NewSyscallError(what, unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo"))
+	case "slow": // longer than the launcher keeps a copy
+		time.Sleep(2500 * time.Millisecond)
+		return nil
+	case "twice": // its first bind fails
+		port, err := strconv.Atoi(c.Listen[0][strings.LastIndex(c.Listen[0], ":")+1:])
+		if err != nil {
+			return err
+		}
+		if err := unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{192, 0, 2, 1}}); err != unix.EADDRNOTAVAIL {
+			return fmt.Errorf("bind: %w", err)
+		}
+		return nil
 	case "unshared": // as Jetty does
 		return os.NewSyscallError(what, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 0))
 	case "steer": // to its second socket
@@ -108,6 +123,39 @@ func TestOwnSteeringLoss(t *testing.T) {
 				s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}, Sockets: 2, Option: option})
 				s.loss(addr, false)
 			})
+		})
+	}
+}
+
+// TestUDPOutOfReach: a UDP socket that is bound long after it was made, where the launcher makes them, is not shared, and
+// the failure says so. One whose first bind failed is.
+func TestUDPOutOfReach(t *testing.T) {
+	for name, c := range map[string]programConfig{
+		"slow":        {Option: "slow"},
+		"second bind": {Option: "twice"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			s.c.NoGetfd = true
+			addr := free(t, "udp", "127.0.0.1")
+			c.Kind, c.Listen = "udp", []string{addr}
+			s.goProgram(c)
+			s.c.Listen = []string{"udp:" + addr}
+			if name == "slow" {
+				s.c.Start = 5 * time.Second
+				if code := s.code(s.start()); code != launcher.ExitOwnFailure {
+					t.Errorf("exit code %d", code)
+				}
+				s.said(launcher.ErrNotShared.Error())
+				return
+			}
+			s.start()
+			s.serving(0)
+			for range 2 {
+				s.reload()
+			}
+			s.noCopies()
 		})
 	}
 }

@@ -204,7 +204,8 @@ func (c programConfig) listen(lc net.ListenConfig) (all []net.Listener, err erro
 func (c programConfig) serve() error {
 	switch c.Kind {
 	case "udp":
-		pc, err := net.ListenPacket("udp", c.Listen[0])
+		lc := net.ListenConfig{Control: c.withOption(nil)}
+		pc, err := lc.ListenPacket(context.Background(), "udp", c.Listen[0])
 		if err != nil {
 			return err
 		}

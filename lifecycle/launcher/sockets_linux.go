@@ -53,6 +53,8 @@ type sockets struct {
 	looking  *time.Timer     // until the next look after something happened
 	before   map[uint64]bool // see connections
 
+	prepared map[uint64]bool // sockets that share and can't be reached again; of the goroutine that calls bind
+
 	awaitsWay bool // see followWay; of the goroutine of follow
 }
 
@@ -76,7 +78,14 @@ func (s *sockets) bind(b intercept.Bind) error {
 	ip := b.Addr.Addr()
 	a := reuse.Address{Network: b.Network, AddrPort: b.Addr,
 		V6Only: b.Family == unix.AF_INET6 && !ip.Is4In6() && (b.V6Only || !ip.IsUnspecified())}
-	if b.Network == "udp" && (!s.wantsDatagrams(a) || b.Socket == nil) {
+	if b.Network == "udp" && !s.wantsDatagrams(a) {
+		return nil
+	}
+	if b.Network == "udp" && b.Socket == nil && !s.prepared[b.Inode] {
+		// The program gets what it would have without a launcher.
+		err := fmt.Errorf("the socket that is bound to %s was made so long before that it is out of reach: %w", a, ErrNotShared)
+		s.g.log.Warn("a UDP port of the program's is not shared", "error", err)
+		s.because(err)
 		return nil
 	}
 	if err := reuse.RefuseDevice(a, b.Device); err != nil {
@@ -91,6 +100,12 @@ func (s *sockets) bind(b intercept.Bind) error {
 	}
 	s.joining.Lock()
 	defer s.joining.Unlock()
+	if b.LastReach {
+		// If this bind fails, the next one of the socket can't be prepared.
+		if err := s.share(a, b); err != nil {
+			return err
+		}
+	}
 	m, err := s.join(a, b.UID)
 	if err != nil {
 		s.refuse(err)
@@ -99,14 +114,8 @@ func (s *sockets) bind(b intercept.Bind) error {
 		}
 		return fmt.Errorf("%w: %w", syscall.EADDRINUSE, err)
 	}
-	if b.Socket != nil {
-		// A client may have a fixed port too: the gate comes when it listens.
-		set := reuse.ShareUngated
-		if b.Network == "udp" && !b.LastReach {
-			set = reuse.Share
-		}
-		if err := withDescriptor(b.Socket, func(fd int) error { return set(fd, a) }); err != nil {
-			s.refuse(err)
+	if b.Socket != nil && !b.LastReach {
+		if err := s.share(a, b); err != nil {
 			return err
 		}
 	}
@@ -120,6 +129,27 @@ func (s *sockets) bind(b intercept.Bind) error {
 	s.watch(b.PID)
 	if len(m.Inodes()) > 0 {
 		s.expect() // the one before may be closed when this one listens
+	}
+	return nil
+}
+
+// share lets the socket of a bind share its port, behind the gate where that can be opened again: with a TCP socket the
+// gate comes when it listens, as a client may have a fixed port too.
+func (s *sockets) share(a reuse.Address, b intercept.Bind) error {
+	set := reuse.ShareUngated
+	if b.Network == "udp" && !b.LastReach {
+		set = reuse.Share
+	}
+	err := withDescriptor(b.Socket, func(fd int) error { return set(fd, a) })
+	if err != nil {
+		s.refuse(err)
+		return err
+	}
+	if b.LastReach {
+		if s.prepared == nil || len(s.prepared) >= maxSilent {
+			s.prepared = map[uint64]bool{}
+		}
+		s.prepared[b.Inode] = true
 	}
 	return nil
 }
@@ -303,10 +333,15 @@ func (s *sockets) wanted() []reuse.Address {
 }
 
 func (s *sockets) refuse(err error) {
+	s.g.log.Error("the program may not bind", "error", err)
+	s.because(err)
+}
+
+// because gives the reason why the program does not become ready, should it not.
+func (s *sockets) because(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reason = err
-	s.g.log.Error("the program may not bind", "error", err)
 }
 
 func (s *sockets) poke() {
