@@ -44,16 +44,22 @@ func TestLocateHidden(t *testing.T) {
 // freeAddress is one that nobody uses now.
 func freeAddress(t *testing.T, network string) Address {
 	t.Helper()
+	return freeAt(t, network, "127.0.0.1")
+}
+
+// freeAt is an address of the given IP where nobody is.
+func freeAt(t *testing.T, network, ip string) Address {
+	t.Helper()
 	var at net.Addr
 	if network == "udp" {
-		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+		pc, err := net.ListenPacket("udp", net.JoinHostPort(ip, "0"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer pc.Close()
 		at = pc.LocalAddr()
 	} else {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		ln, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,6 +1,7 @@
 package reuse
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -426,7 +427,7 @@ func membersAmong(sockets []sockdiag.Socket, a Address) (map[uint64]uint32, erro
 
 // sendLocator sends one packet that the locator clause gives to a place.
 func sendLocator(a Address, place int) error {
-	hops, class := locator(place)
+	hops, class, page := locator(place)
 	to := a.Local()
 	family, level, hopsOption, classOption := unix.AF_INET, unix.IPPROTO_IP, unix.IP_TTL, unix.IP_TOS
 	if to.Addr().Is6() {
@@ -452,7 +453,10 @@ func sendLocator(a Address, place int) error {
 		return err
 	}
 	if a.Network == "udp" {
-		return os.NewSyscallError("sendto", unix.Sendto(fd, []byte{0}, unix.MSG_DONTWAIT, sa))
+		return os.NewSyscallError("sendto", unix.Sendto(fd, binary.BigEndian.AppendUint16(nil, uint16(page)), unix.MSG_DONTWAIT, sa))
+	}
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG, locatorMSS+page); err != nil {
+		return os.NewSyscallError("setsockopt TCP_MAXSEG", err)
 	}
 	if err := unix.Connect(fd, sa); err != nil && err != unix.EINPROGRESS && err != unix.ECONNREFUSED {
 		return os.NewSyscallError("connect", err)

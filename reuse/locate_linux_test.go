@@ -2,32 +2,39 @@ package reuse
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 
 	"overlap/reuse/sockdiag"
 )
 
-// TestLocateMany: sockets whose number of packets has several digits are told apart.
+// TestLocateMany: sockets whose number of packets has several digits are told apart, and those of which more than one page of
+// places is needed.
 func TestLocateMany(t *testing.T) {
 	for _, network := range []string{"tcp", "udp"} {
-		t.Run(network, func(t *testing.T) {
-			m := Open(freeAddress(t, network), -1)
-			defer m.Leave()
-			var want []uint64
-			for range digits*digits + 2 {
-				if err := m.addHolderLocked(); err != nil {
-					t.Fatal(err)
-				}
-				want = append(want, m.holders[len(m.holders)-1].inode)
+		for _, ip := range []string{"127.0.0.1", "::1"} {
+			for _, n := range []int{digits*digits + 2, 2*MaxPlaces/locatorPages + 2} {
+				t.Run(fmt.Sprintf("%s/%s/%d", network, ip, n), func(t *testing.T) {
+					m := Open(freeAt(t, network, ip), -1)
+					defer m.Leave()
+					var want []uint64
+					for range n {
+						if err := m.addHolderLocked(); err != nil {
+							t.Fatal(err)
+						}
+						want = append(want, m.holders[len(m.holders)-1].inode)
+					}
+					if err := attach(m.holders[0].fd, serveProgram(network, []int{0})); err != nil {
+						t.Fatal(err)
+					}
+					got, err := locate(m.addr)
+					if err != nil || !slices.Equal(got, want) {
+						t.Errorf("located %v, %v; want %v", got, err, want)
+					}
+				})
 			}
-			if err := attach(m.holders[0].fd, serveProgram(network, []int{0})); err != nil {
-				t.Fatal(err)
-			}
-			if got, err := locate(m.addr); err != nil || !slices.Equal(got, want) {
-				t.Errorf("located %v, %v; want %v", got, err, want)
-			}
-		})
+		}
 	}
 }
 

@@ -8,14 +8,18 @@ import (
 	"golang.org/x/net/bpf"
 )
 
-// MaxPlaces is how many sockets of one address can be told apart: eight hop limits of 64 DSCP
+// MaxPlaces is how many sockets of one address can be told apart: eight pages of eight hop limits of 64 DSCP
 // values each. It is also the length of the longest array the programs steer.
-const MaxPlaces = locatorHops * 64
+const MaxPlaces = locatorPages * locatorHops * 64
 
 const (
 	// locatorHops is the highest hop limit a locator packet bears. No client is so far
 	// away: systems send with 64 or more.
 	locatorHops = 8
+	// locatorPages is how many values the rest of a locator packet tells apart.
+	locatorPages = 8
+	// locatorMSS is the TCP maximum segment size of page 0; each page's is one more.
+	locatorMSS = 1024
 	// probeHops is the hop limit of a probe's packets, the only one that passes the gate.
 	probeHops = 255
 
@@ -25,31 +29,32 @@ const (
 	etherIPv6 = 0x86dd
 )
 
-// locator is the hop limit and the traffic class (DSCP, ECN bits zero) that send a packet to a
+// locator is the hop limit, the traffic class (DSCP, ECN bits zero) and the page that send a packet to a
 // place.
-func locator(place int) (hops, class int) {
-	return 1 + place/64, place % 64 << 2
+func locator(place int) (hops, class, page int) {
+	return 1 + place/64%locatorHops, place % 64 << 2, place / 64 / locatorHops
 }
 
 // clause is the beginning of every program: locator packets go where they say, all others
 // fall through to the next instruction.
-func clause() []bpf.Instruction {
-	return []bpf.Instruction{
+func clause(network string) []bpf.Instruction {
+	p := append([]bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtProto},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: etherIPv6, SkipTrue: 9},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: etherIPv6, SkipTrue: 14},
 		// IPv4: TTL at 8, TOS at 1.
 		bpf.LoadAbsolute{Off: offNet + 8, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: locatorHops, SkipTrue: 17},
+		bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: locatorHops, SkipTrue: 27},
 		bpf.ALUOpConstant{Op: bpf.ALUOpSub, Val: 1},
 		bpf.ALUOpConstant{Op: bpf.ALUOpShiftLeft, Val: 6},
 		bpf.TAX{},
 		bpf.LoadAbsolute{Off: offNet + 1, Size: 1},
 		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 2},
 		bpf.ALUOpX{Op: bpf.ALUOpAdd},
-		bpf.RetA{},
+	}, addPage(network, 20)...)
+	return append(append(p,
 		// IPv6: hop limit at 7, the DSCP field in bits 4 to 9.
 		bpf.LoadAbsolute{Off: offNet + 7, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: locatorHops, SkipTrue: 8},
+		bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: locatorHops, SkipTrue: 13},
 		bpf.ALUOpConstant{Op: bpf.ALUOpSub, Val: 1},
 		bpf.ALUOpConstant{Op: bpf.ALUOpShiftLeft, Val: 6},
 		bpf.TAX{},
@@ -57,20 +62,37 @@ func clause() []bpf.Instruction {
 		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 6},
 		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 63},
 		bpf.ALUOpX{Op: bpf.ALUOpAdd},
+	), addPage(network, 40)...)
+}
+
+// addPage ends a locator packet's way with the place that is in A, counted from its page. The page is behind an IP header
+// of the given length, which has no options as our own packets have none: what Linux says first in a SYN's options is the maximum
+// segment size (tcp_options_write in net/ipv4/tcp_output.c), and a datagram begins with it.
+func addPage(network string, header uint32) []bpf.Instruction {
+	page, first := header+20+2, uint32(locatorMSS)
+	if network == "udp" {
+		page, first = header+8, 0
+	}
+	return []bpf.Instruction{
+		bpf.TAX{},
+		bpf.LoadAbsolute{Off: offNet + page, Size: 2},
+		bpf.ALUOpConstant{Op: bpf.ALUOpSub, Val: first},
+		bpf.ALUOpConstant{Op: bpf.ALUOpMul, Val: 64 * locatorHops},
+		bpf.ALUOpX{Op: bpf.ALUOpAdd},
 		bpf.RetA{},
 	}
 }
 
 // serveProgram gives every new connection to one of the places.
 func serveProgram(network string, places []int) []bpf.Instruction {
-	return append(clause(), pick(network, places)...)
+	return append(clause(network), pick(network, places)...)
 }
 
 // probeProgram gives the connection that comes from the given address and port to one of
 // targets, and every other to one of the other places.
 func probeProgram(network string, from netip.AddrPort, targets, others []int) []bpf.Instruction {
 	rest := pick(network, others)
-	p := append(clause(), matchSource(from, len(rest))...)
+	p := append(clause(network), matchSource(from, len(rest))...)
 	p = append(p, rest...)
 	return append(p, pick(network, targets)...)
 }
@@ -79,7 +101,7 @@ func probeProgram(network string, from netip.AddrPort, targets, others []int) []
 // of the other places.
 func splitProgram(network string, percent int, targets, others []int) []bpf.Instruction {
 	rest := pick(network, others)
-	p := append(clause(), chance(network, 100)...)
+	p := append(clause(network), chance(network, 100)...)
 	p = append(p, bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: uint32(percent), SkipTrue: 1},
 		bpf.Jump{Skip: uint32(len(rest))})
 	p = append(p, rest...)
@@ -138,14 +160,18 @@ func pick(network string, places []int) []bpf.Instruction {
 		return []bpf.Instruction{bpf.RetConstant{Val: uint32(places[0])}}
 	}
 	p := chance(network, uint32(len(places)))
-	if places[len(places)-1]-places[0] == len(places)-1 {
-		return append(p, bpf.ALUOpConstant{Op: bpf.ALUOpAdd, Val: uint32(places[0])}, bpf.RetA{})
+	for first := 0; first < len(places); {
+		end := first + 1 // of the places that follow each other without a hole
+		for end < len(places) && places[end] == places[end-1]+1 {
+			end++
+		}
+		if end < len(places) {
+			p = append(p, bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: uint32(end), SkipTrue: 2})
+		}
+		p = append(p, bpf.ALUOpConstant{Op: bpf.ALUOpAdd, Val: uint32(places[first] - first)}, bpf.RetA{})
+		first = end
 	}
-	for i, place := range places[1:] {
-		p = append(p, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(i + 1), SkipTrue: 1},
-			bpf.RetConstant{Val: uint32(place)})
-	}
-	return append(p, bpf.RetConstant{Val: uint32(places[0])})
+	return p
 }
 
 // chance loads a number below n: a random one, for UDP one that depends on the flow.

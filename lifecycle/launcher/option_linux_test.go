@@ -127,6 +127,24 @@ func TestOwnSteeringLoss(t *testing.T) {
 	}
 }
 
+// TestManySocketsLoss: a program with a socket for each of a large machine's CPUs is handed over as well: its group has more
+// places than one page of locator packets tells apart.
+func TestManySocketsLoss(t *testing.T) {
+	reached(t, func(t *testing.T, s *service) {
+		addr := free(t, "tcp", "127.0.0.1")
+		s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}, Sockets: 128})
+		s.start()
+		s.serving(0)
+		a := s.under(addr, func() {
+			for range 3 {
+				s.reload()
+			}
+		})
+		noLoss(t, a.close)
+		say(t, a.keepAlive)
+	})
+}
+
 // TestUDPOutOfReach: a UDP socket that is bound long after it was made, where the launcher makes them, is not shared, and
 // the failure says so. One whose first bind failed is.
 func TestUDPOutOfReach(t *testing.T) {

@@ -125,7 +125,11 @@ const strangerTries = 5
 // that is no generation's of this service. theirs are sockets that the predecessor has there.
 func (o *Owner) refuseStrangers(ctx context.Context, a reuse.Address, theirs []uint64) error {
 	var suspect *reuse.Stranger
+	var silent error
 	for try := range strangerTries {
+		if try > 0 && ctx.Err() != nil {
+			break
+		}
 		if try > 0 {
 			time.Sleep(time.Duration(try) * 5 * time.Millisecond)
 		}
@@ -136,9 +140,12 @@ func (o *Owner) refuseStrangers(ctx context.Context, a reuse.Address, theirs []u
 			o.log.Debug("listeners can't be listed", "error", err)
 			return nil
 		}
-		if suspect = o.suspect(ctx, a, there, theirs); suspect == nil {
+		if suspect, silent = o.suspect(ctx, a, there, theirs); suspect == nil {
 			return nil
 		}
+	}
+	if silent != nil {
+		return fmt.Errorf("whose socket %s of %s is can't be told: %w", a, identified(*suspect), silent)
 	}
 	return &StrangerError{identified(*suspect)}
 }
@@ -157,22 +164,29 @@ func identified(s reuse.Stranger) reuse.Stranger {
 	return s
 }
 
-// suspect is a listener on the address that no generation knows.
-func (o *Owner) suspect(ctx context.Context, a reuse.Address, there []reuse.Stranger, theirs []uint64) *reuse.Stranger {
-	var known []uint64
-	for _, s := range there {
+// suspect is a listener on the address that no generation knows. The error names one that lives and did not answer, whose
+// it may be.
+func (o *Owner) suspect(ctx context.Context, a reuse.Address, there []reuse.Stranger, theirs []uint64) (*reuse.Stranger, error) {
+	there = slices.DeleteFunc(there, func(s reuse.Stranger) bool {
 		_, overlap := reuse.Overlaps(a.AddrPort, s.Address, a.V6Only, s.V6Only)
-		if !overlap || o.mine(s) || slices.Contains(theirs, s.Inode) || o.greeted(s) {
-			continue
-		}
-		if known == nil {
-			known = o.known(ctx)
-		}
-		if !slices.Contains(known, s.Inode) {
-			return &s
+		return !overlap || o.mine(s) || slices.Contains(theirs, s.Inode) || o.greeted(s)
+	})
+	if len(there) == 0 {
+		return nil, nil
+	}
+	known, silent := o.known(ctx)
+	there = slices.DeleteFunc(there, func(s reuse.Stranger) bool { return slices.Contains(known, s.Inode) })
+	if len(there) == 0 {
+		return nil, nil
+	}
+	// Its owner may have closed it before it was asked, which takes long where there are many.
+	still, err := reuse.Sockets(a.Network, a.AddrPort.Port())
+	for i, s := range there {
+		if err != nil || slices.ContainsFunc(still, func(t reuse.Stranger) bool { return t.Inode == s.Inode }) {
+			return &there[i], silent
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // Claim says that a socket that is no member's yet is the generation's own, and no stranger's.
@@ -210,8 +224,10 @@ func (o *Owner) greeted(s reuse.Stranger) bool {
 	})
 }
 
-// known are the inodes of the sockets of all generations that live, asked of their owners.
-func (o *Owner) known(ctx context.Context) []uint64 {
+// known are the inodes of the sockets of all generations that live, asked of their owners. The error names one that did not
+// answer.
+func (o *Owner) known(ctx context.Context) ([]uint64, error) {
+	var silent error
 	known := []uint64{0} // never empty
 	if p := o.before(); p != nil {
 		for _, l := range p.listeners {
@@ -226,10 +242,14 @@ func (o *Owner) known(ctx context.Context) []uint64 {
 			known = append(known, l.Inodes...)
 		}
 		if o.dir.Owned(r.Generation) {
-			known = append(known, o.ask(ctx, r.Generation)...)
+			theirs, err := o.ask(ctx, r.Generation)
+			if err != nil && o.dir.Owned(r.Generation) {
+				silent = fmt.Errorf("generation %d: %w", r.Generation, err)
+			}
+			known = append(known, theirs...)
 		}
 	}
-	return known
+	return known, silent
 }
 
 // Addresses are the generation's addresses that have a socket, as the health checks dial them, and those where

@@ -3,10 +3,16 @@ package owner
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"net"
 	"net/netip"
+	"os"
+	"strings"
 	"testing"
+	"time"
 
 	"overlap/lifecycle/control"
+	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
 	"overlap/reuse"
 )
@@ -129,5 +135,54 @@ func TestOrphanNeedsALauncher(t *testing.T) {
 		if Orphan(r) {
 			t.Errorf("%+v is taken for a program without a launcher", r)
 		}
+	}
+}
+
+// TestSilentGeneration: a listener that no generation knows may be that of one that lives and does not answer. It is
+// refused, and not called a stranger's.
+func TestSilentGeneration(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	a, err := reuse.ParseAddress(t.Context(), "tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if there, err := reuse.Sockets("tcp", a.AddrPort.Port()); err != nil || len(there) == 0 {
+		t.Skipf("listeners can't be seen here: %v", err)
+	}
+	dir, err := state.Open(t.TempDir(), "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	lock, err := dir.Own(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := process.Of(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dir.Write(state.Record{Service: "web", Generation: 1, State: state.Draining, Owner: self}); err != nil {
+		t.Fatal(err)
+	}
+	silent, err := net.Listen("unix", dir.SocketPath(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	o := &Owner{cfg: Config{UID: -1}, dir: dir, number: 2, log: slog.New(slog.DiscardHandler)}
+
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := o.RefuseStrangers(ctx, a); err == nil || errors.Is(err, ErrStranger) || !strings.Contains(err.Error(), "generation 1") {
+		t.Errorf("%v, want that generation 1 does not answer", err)
+	}
+	lock.Unlock()
+	if err := o.RefuseStrangers(t.Context(), a); !errors.Is(err, ErrStranger) {
+		t.Errorf("%v, want %v: nobody lives whose it could be", err, ErrStranger)
 	}
 }

@@ -50,18 +50,18 @@ func (o *Owner) Status() control.Status {
 }
 
 // ask returns the sockets of another generation of the service, as its owner tells them.
-func (o *Owner) ask(ctx context.Context, generation int) []uint64 {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+func (o *Owner) ask(ctx context.Context, generation int) ([]uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	s, err := control.Dial(o.dir.SocketPath(generation)).Brief(ctx)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	var all []uint64
 	for _, g := range s.Generations {
 		all = append(all, g.Sockets...)
 	}
-	return all
+	return all, nil
 }
 
 // Hold says that the generation has no program any more: it is not shown as serving, its clients
