@@ -42,6 +42,7 @@ type Member struct {
 	shared  bool      // since Reserve, until Reclaim: a newcomer may go by the places, and steers
 	keeper  *holder   // the placeholder that Hold gave the connections to
 	places  []int     // of sockets, since the last Settle
+	placed  []uint64  // their inodes
 	serving []int     // who else gets connections meanwhile
 	held    []int     // where the placeholders were at the last Settle
 	open    bool      // the gate is open: what joins is opened once it stands
@@ -60,6 +61,8 @@ type socket struct {
 	// deafen ends the reads of a datagram socket of this process.
 	deafen func()
 	gone   bool
+	// steered says that the member's last steering for its own clients named it.
+	steered bool
 }
 
 // holder is a placeholder.
@@ -310,7 +313,7 @@ func (m *Member) settleLocked(serving []uint64) error {
 		if err != nil {
 			return err
 		}
-		m.places = placesOf(array, m.inodesLocked())
+		m.placeLocked(array)
 		if len(m.places) == 0 {
 			return fmt.Errorf("settle on %s: none of the generation's sockets listens", m.addr)
 		}
@@ -348,6 +351,31 @@ func (m *Member) missingLocked(holders int) int {
 	return slices.Max(m.places) + 1 - own - holders
 }
 
+// placeLocked notes where the member's sockets are.
+func (m *Member) placeLocked(array []uint64) {
+	m.placed = m.inodesLocked()
+	m.places = placesOf(array, m.placed)
+}
+
+// serveLocked gives the sockets every new connection, in the places that were noted.
+func (m *Member) serveLocked() error {
+	err := m.attachLocked(serveProgram(m.addr.Network, m.places))
+	if err == nil {
+		for _, s := range m.sockets {
+			s.steered = slices.Contains(m.placed, s.inode)
+		}
+	}
+	return err
+}
+
+// Steered reports whether one of the sockets that got the member its new connections is still there: others that have
+// come since can wait for theirs.
+func (m *Member) Steered() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.ContainsFunc(m.sockets, func(s *socket) bool { return s.steered && !s.gone })
+}
+
 func placesOf(array, inodes []uint64) []int {
 	var places []int
 	for i, ino := range array {
@@ -372,7 +400,7 @@ func (m *Member) Reserve() error {
 	if err != nil {
 		return err
 	}
-	m.places = placesOf(array, m.inodesLocked())
+	m.placeLocked(array)
 	if len(m.places) == 0 {
 		m.reserveHeldLocked(array)
 		return nil
@@ -504,7 +532,7 @@ func (m *Member) Switch() error {
 	if err := m.openLocked(); err != nil {
 		return err
 	}
-	return m.attachLocked(serveProgram(m.addr.Network, m.places))
+	return m.serveLocked()
 }
 
 // Affirm attaches the program of [Member.Switch] once more. Nothing has changed for the member.
@@ -514,7 +542,7 @@ func (m *Member) Affirm() error {
 	if !steering || m.closed || !m.open || len(m.places) == 0 {
 		return nil
 	}
-	return m.attachLocked(serveProgram(m.addr.Network, m.places))
+	return m.serveLocked()
 }
 
 // Reclaim gives the member's sockets every new connection again, after a newcomer failed,
@@ -543,7 +571,7 @@ func (m *Member) reclaimLocked() error {
 	if err := m.openLocked(); err != nil {
 		return err
 	}
-	if err := m.attachLocked(serveProgram(m.addr.Network, m.places)); err != nil {
+	if err := m.serveLocked(); err != nil {
 		return err
 	}
 	array, err := locate(m.addr)
@@ -770,7 +798,7 @@ func (m *Member) steerClearLocked() error {
 	if err != nil {
 		return err
 	}
-	m.places = placesOf(array, m.inodesLocked())
+	m.placeLocked(array)
 	last := len(array) - 1
 	if slices.Contains(m.places, last) || m.keeper != nil && array[last] == m.keeper.inode {
 		if err := m.addHolderLocked(); err != nil {
@@ -780,7 +808,7 @@ func (m *Member) steerClearLocked() error {
 	if m.keeper != nil || len(m.places) == 0 {
 		return nil
 	}
-	return m.attachLocked(serveProgram(m.addr.Network, m.places))
+	return m.serveLocked()
 }
 
 // Sockets are the inodes of all of the member's sockets, placeholders too.

@@ -98,7 +98,7 @@ func (s *sockets) review() {
 	if left == 0 || len(closed) == 0 && !unused() {
 		return
 	}
-	s.follows(false, false)
+	s.sayFollows(false, false)
 	if !unused() {
 		return
 	}
@@ -110,13 +110,13 @@ func (s *sockets) review() {
 	case <-time.After(dying):
 	}
 	if _, left = s.closed(); left > 0 {
-		s.follows(false, true)
+		s.sayFollows(false, true)
 	}
 }
 
 // follows has the groups follow after the program's sockets: some came, or it closed some. forget
 // gives up the addresses that have none any more.
-func (s *sockets) follows(came, forget bool) {
+func (s *sockets) follows(came, forget bool) error {
 	s.joining.Lock()
 	defer s.joining.Unlock()
 	closed, _ := s.closed()
@@ -124,10 +124,14 @@ func (s *sockets) follows(came, forget bool) {
 		m.Drop(ino)
 	}
 	if !came && !forget && len(closed) == 0 {
-		return
+		return nil
 	}
-	err := s.g.owner.Changed(came, func(m *reuse.Member) bool { return !forget || s.awaited(m) })
-	if err != nil {
+	return s.g.owner.Changed(came, func(m *reuse.Member) bool { return !forget || s.awaited(m) })
+}
+
+// sayFollows is follows where nobody tries again.
+func (s *sockets) sayFollows(came, forget bool) {
+	if err := s.follows(came, forget); err != nil {
 		s.g.log.Warn("the program's sockets changed, and clients may not reach them", "error", err)
 	}
 }

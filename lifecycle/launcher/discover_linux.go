@@ -96,6 +96,7 @@ func (s *sockets) found(network string, d sockdiag.Socket, mine map[uint64]bool)
 		}
 	}
 	m.Adopt(d.Inode, control)
+	s.g.owner.Disclaim(d.Inode)
 	return nil
 }
 

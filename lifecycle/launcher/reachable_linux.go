@@ -30,6 +30,6 @@ func (s *sockets) followWay() {
 			s.g.log.Warn("clients by IPv6 may have to wait for the next reload", "error", err)
 			return
 		}
-		s.follows(true, false)
+		s.sayFollows(true, false)
 	})
 }

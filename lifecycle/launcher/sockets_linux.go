@@ -189,6 +189,7 @@ func (s *sockets) steer(ino uint64, p pending) error {
 	s.joining.Lock()
 	defer s.joining.Unlock()
 	s.g.owner.Claim(ino)
+	defer s.g.owner.Disclaim(ino)
 	m, err := s.g.owner.MemberOf(ctx, p.address, p.uid)
 	if err == nil {
 		err = m.ForUser(p.uid)
@@ -249,6 +250,7 @@ func (s *sockets) listen(l intercept.Listen) error {
 	if ok {
 		p.pid, p.fd, p.since = l.PID, l.FD, time.Now()
 		s.pending[l.Inode] = p
+		s.g.owner.Claim(l.Inode)
 	}
 	s.mu.Unlock()
 	if !ok {
@@ -470,6 +472,7 @@ func (s *sockets) lookAtPending() (opened map[uint64]pending, err error) {
 			continue
 		}
 		p.member.Adopt(ino, s.control(ino, p))
+		s.g.owner.Disclaim(ino)
 	}
 	return opened, nil
 }
@@ -559,6 +562,8 @@ func (s *sockets) follow() {
 
 // catchUp waits until the sockets that were bound listen, and lets clients reach them.
 func (s *sockets) catchUp() {
+	var failed error // since when: the steering lags behind the sockets
+	var since time.Time
 	for pause := time.Millisecond; ; pause = min(pause*2, 100*time.Millisecond) {
 		before := s.count()
 		if err := s.look(); err != nil {
@@ -566,10 +571,18 @@ func (s *sockets) catchUp() {
 			return
 		}
 		left := s.count()
-		if left < before {
-			s.follows(true, false)
+		if left < before || failed != nil {
+			err := s.follows(true, false)
+			if err != nil && failed == nil {
+				since = time.Now()
+			}
+			failed = err
 		}
-		if left == 0 {
+		if failed != nil && time.Since(since) > giveUp {
+			s.g.log.Warn("the program's sockets changed, and clients may not reach them", "error", failed)
+			failed = nil
+		}
+		if left == 0 && failed == nil {
 			s.warnOfMany()
 			s.review()
 			return
@@ -589,6 +602,7 @@ func (s *sockets) count() int {
 	for ino, p := range s.pending {
 		if time.Since(p.since) > giveUp {
 			delete(s.pending, ino)
+			s.g.owner.Disclaim(ino)
 			s.rememberLocked(ino, p)
 		}
 	}

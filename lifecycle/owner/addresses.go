@@ -189,7 +189,7 @@ func (o *Owner) suspect(ctx context.Context, a reuse.Address, there []reuse.Stra
 	return nil, nil
 }
 
-// Claim says that a socket that is no member's yet is the generation's own, and no stranger's.
+// Claim says that a socket that is no member's yet is the generation's own, and no stranger's, until [Owner.Disclaim].
 func (o *Owner) Claim(ino uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -197,6 +197,13 @@ func (o *Owner) Claim(ino uint64) {
 		o.claimed = map[uint64]bool{}
 	}
 	o.claimed[ino] = true
+}
+
+// Disclaim takes a Claim back: the socket is a member's by now, or nobody's.
+func (o *Owner) Disclaim(ino uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.claimed, ino)
 }
 
 func (o *Owner) claims(ino uint64) bool {

@@ -2,6 +2,8 @@ package owner
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"overlap/lifecycle/control"
@@ -42,6 +44,7 @@ func (o *Owner) Status() control.Status {
 		g.Listeners = append(g.Listeners, l.shown())
 		g.Sockets = append(append(g.Sockets, l.Inodes...), l.Sockets...)
 	}
+	g.Sockets = slices.AppendSeq(g.Sockets, maps.Keys(o.claimed))
 	status := control.Status{Service: o.cfg.Name, Generations: []control.Generation{g}}
 	if o.cfg.Launched {
 		status.Takes = []string{control.TakesSettings}

@@ -222,7 +222,8 @@ func (o *Owner) tellSwitched(ctx context.Context, took time.Duration) {
 
 // Changed has the group follow after sockets of the generation came or went while it serves. An
 // address that has none any more, and is not awaited, is given up: clients are refused there.
-// What only went waits for the end of a handover, whose places would be disturbed.
+// What only went waits for the end of a handover, whose places would be disturbed, and so does what came beside a
+// socket that has the address's clients.
 func (o *Owner) Changed(came bool, awaited func(*reuse.Member) bool) error {
 	o.talk.Lock()
 	defer o.talk.Unlock()
@@ -236,6 +237,9 @@ func (o *Owner) Changed(came bool, awaited func(*reuse.Member) bool) error {
 				o.forget(m)
 				m.Leave()
 			}
+			continue
+		}
+		if o.successor != nil && m.Steered() {
 			continue
 		}
 		if err := m.Reclaim(); err != nil {
