@@ -457,3 +457,39 @@ func TestGateOutOfReach(t *testing.T) {
 		t.Errorf("a socket that is gone: %v", err)
 	}
 }
+
+// TestSteered: what comes beside a socket that has the clients is not in the steering yet, and alone it has none.
+func TestSteered(t *testing.T) {
+	var wrong atomic.Int64
+	at := freeAddress(t, "tcp")
+	g := launch(t, at, 1, 1, &wrong)
+	defer g.die()
+	defer g.Leave()
+	if err := g.Settle(nil); err != nil {
+		t.Fatal(err)
+	}
+	if g.Steered() {
+		t.Error("it is steered before the switch")
+	}
+	if err := g.Switch(); err != nil {
+		t.Fatal(err)
+	}
+	first := g.Inodes()[0]
+	late := launch(t, at, 1, 1, &wrong)
+	defer late.die()
+	defer late.Leave()
+	g.Adopt(late.Inodes()[0], nil)
+	if !g.Steered() {
+		t.Error("the first socket is not steered")
+	}
+	g.Drop(first)
+	if g.Steered() {
+		t.Error("the second socket is steered, and nobody attached that")
+	}
+	if err := g.Reclaim(); err != nil {
+		t.Fatal(err)
+	}
+	if !g.Steered() {
+		t.Error("the second socket is not steered")
+	}
+}
