@@ -96,6 +96,9 @@ func (s *sockets) found(network string, d sockdiag.Socket, mine map[uint64]bool)
 		}
 	}
 	m.Adopt(d.Inode, control)
+	s.mu.Lock()
+	s.came = time.Now()
+	s.mu.Unlock()
 	s.g.owner.Disclaim(d.Inode)
 	return nil
 }

@@ -22,7 +22,7 @@ import (
 
 const (
 	// straggler is how long the readiness of a program waits for a socket that is bound and
-	// does not listen.
+	// does not listen, and for one more where the predecessor had more.
 	straggler = 300 * time.Millisecond
 	// shortest is between two looks for a socket that is about to listen.
 	shortest = 250 * time.Microsecond
@@ -41,6 +41,7 @@ type sockets struct {
 	mu       sync.Mutex
 	pending  map[uint64]pending
 	silent   map[uint64]pending // those that did not listen for long, and may yet
+	came     time.Time          // when a socket began to listen last
 	reason   error              // why a bind was refused
 	missed   error              // why one could not be seen
 	wake     chan struct{}
@@ -472,6 +473,7 @@ func (s *sockets) lookAtPending() (opened map[uint64]pending, err error) {
 			continue
 		}
 		p.member.Adopt(ino, s.control(ino, p))
+		s.came = time.Now()
 		s.g.owner.Disclaim(ino)
 	}
 	return opened, nil
@@ -501,6 +503,11 @@ func (s *sockets) missing() string {
 	if len(have) == 0 {
 		return "any address"
 	}
+	for _, m := range have {
+		if s.more(m) {
+			return m.Address().String()
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.pending {
@@ -509,6 +516,19 @@ func (s *sockets) missing() string {
 		}
 	}
 	return ""
+}
+
+// more reports whether a program that opens several sockets for an address seems to be about to open another one: it may
+// accept nothing before it has them all.
+func (s *sockets) more(m *reuse.Member) bool {
+	n, before := len(m.Inodes()), s.g.owner.Served(m)
+	s.mu.Lock()
+	still := time.Since(s.came)
+	s.mu.Unlock()
+	if before == 0 && n > 1 {
+		return still < straggler/10
+	}
+	return n < before && still < straggler
 }
 
 // covers reports whether listening on a makes what was wanted true: the same port, and the

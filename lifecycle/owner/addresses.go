@@ -53,6 +53,18 @@ func (o *Owner) forget(m *reuse.Member) {
 	o.addresses = slices.DeleteFunc(o.addresses, func(a *address) bool { return a.member == m })
 }
 
+// Served is how many sockets the predecessor has at a member's address, placeholders not counted.
+func (o *Owner) Served(m *reuse.Member) int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, a := range o.addresses {
+		if a.member == m {
+			return len(a.serves)
+		}
+	}
+	return 0
+}
+
 // member is the member of an address, or nil.
 func (o *Owner) member(network, addr string) *reuse.Member {
 	for _, m := range o.Members() {
