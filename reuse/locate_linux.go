@@ -161,9 +161,15 @@ func locateBesideHidden(diag *sockdiag.Conn, a Address, before map[uint64]uint32
 // errNoise says that other packets than the locator's were dropped.
 var errNoise = errors.New("the sockets drop packets of others")
 
-// digits is how many different numbers of packets a place may be sent in one round. A dump of the
-// sockets costs the kernel about as much as a few packets.
-const digits = 5
+// digitsFor is how many different numbers of packets one of n places may be sent in one round. With few there are more
+// rounds, and less packets in sum: for few places a dump of the sockets, one a round, costs about as much as some
+// packets, and for many, little beside them.
+func digitsFor(n int) int {
+	if n > 50 {
+		return 2
+	}
+	return 5
+}
 
 // locateByCount gives each place a number of its own by chance, and sends it so many packets:
 // digit by digit where there are many places. What the sockets then dropped must be these numbers,
@@ -197,6 +203,7 @@ func locateByCount(diag *sockdiag.Conn, a Address, before map[uint64]uint32, n, 
 		before = after
 		return counted, nil
 	}
+	digits := digitsFor(n)
 	dropped := map[uint64]int{}
 	for scale := 1; scale < n+lowest; scale *= digits {
 		counted, err := count(func(number int) int { return number / scale % digits })
