@@ -20,6 +20,8 @@ import (
 const (
 	locateRounds = 40
 	locateWait   = time.Second
+	// moveTime is how long sockets may come and go: a program with many that ends closes one after the other.
+	moveTime = 3 * time.Second
 )
 
 // errMoved says that sockets came or went while their places were being asked for.
@@ -33,12 +35,13 @@ func locate(a Address) ([]uint64, error) {
 		return nil, fmt.Errorf("locate the sockets of %s: %w", a, err)
 	}
 	defer diag.Close()
+	began := time.Now()
 	for try := 0; ; try++ {
 		places, err := locateOnce(diag, a)
 		if err == nil {
 			return places, nil
 		}
-		if try == 8 || !errors.Is(err, errMoved) {
+		if try >= 8 && time.Since(began) > moveTime || !errors.Is(err, errMoved) {
 			return nil, fmt.Errorf("locate the sockets of %s: %w", a, err)
 		}
 	}
