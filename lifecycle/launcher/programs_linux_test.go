@@ -52,7 +52,9 @@ type programConfig struct {
 	Leaves   bool          // it listens, gives the socket to a child, and ends at some time soon
 	Master   bool          // it listens, gives the socket to a worker, and leaves that behind when it ends
 	Families bool          // it listens on 0.0.0.0, and on [::] where it may
-	Child    bool          // it has a worker in a session of its own, which ignores SIGTERM too
+	From     string        // where it is a client of To's before it listens, if it is one
+	To       string
+	Child    bool // it has a worker in a session of its own, which ignores SIGTERM too
 }
 
 // program is the main function of a program that knows nothing of overlap, but for the guest.
@@ -241,6 +243,11 @@ func (c programConfig) serve() error {
 	if c.Share || c.Sockets > 1 || c.Reopen || os.Getenv("WORKER_OF") != "" {
 		lc.Control = reuseport.Control
 		lc.SetMultipathTCP(false)
+	}
+	if c.From != "" {
+		if _, err := connectFrom(c.From, c.To); err != nil {
+			return err
+		}
 	}
 	if err := c.bindDatagrams(); err != nil {
 		return err
