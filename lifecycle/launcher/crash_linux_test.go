@@ -82,6 +82,7 @@ func TestRestart(t *testing.T) {
 	}{
 		{"no", "/crash", false, 9},
 		{"no", "/end", false, 0},
+		{"no", "/terminated", false, 143}, // by the stop signal, which nobody asked for
 		{"on-failure", "/end", false, 0},
 		{"always", "/end", true, 0},
 		{"always", "/crash", true, 0},

@@ -413,6 +413,11 @@ func (c programConfig) handler() http.Handler {
 	})
 	mux.HandleFunc("/crash", func(http.ResponseWriter, *http.Request) { os.Exit(9) })
 	mux.HandleFunc("/end", func(http.ResponseWriter, *http.Request) { os.Exit(0) })
+	mux.HandleFunc("/terminated", func(http.ResponseWriter, *http.Request) {
+		signal.Reset(syscall.SIGTERM)
+		syscall.Kill(os.Getpid(), syscall.SIGTERM)
+		select {}
+	})
 	mux.HandleFunc("/later", func(w http.ResponseWriter, r *http.Request) {
 		ln, err := net.Listen("tcp", c.Later)
 		if err != nil {
