@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -121,7 +122,8 @@ func TestCrashOfMaster(t *testing.T) {
 	}
 }
 
-// TestHold: clients of a program that is gone wait, until the hold is over: then they are refused.
+// TestHold: clients of a program that is gone wait, until the hold is over: then they are refused. Without one they
+// are at once.
 func TestHold(t *testing.T) {
 	for _, hold := range []time.Duration{-1, time.Second} {
 		t.Run(hold.String(), func(t *testing.T) {
@@ -130,6 +132,12 @@ func TestHold(t *testing.T) {
 			c.Fail = "never"
 			s.next(c)
 			crash(t, addr)
+			if hold < 0 {
+				s.said("is started again")
+				if _, err := ask(addr); !errors.Is(err, syscall.ECONNREFUSED) {
+					t.Errorf("a client without a hold: %v", err)
+				}
+			}
 			refused := make(chan error, 1)
 			go func() {
 				for {
@@ -143,6 +151,9 @@ func TestHold(t *testing.T) {
 			case <-refused:
 			case <-time.After(waitFor):
 				t.Fatalf("nobody is refused\n%s", s.output())
+			}
+			if hold > 0 && !strings.Contains(s.output(), "clients are refused from now on") {
+				t.Errorf("clients were refused before the hold was over\n%s", s.output())
 			}
 			// A stop in this state ends it too.
 			s.runs[0].cmd.Process.Signal(syscall.SIGTERM)
