@@ -547,6 +547,7 @@ func TestStopTakenBack(t *testing.T) {
 	})
 	s.goOn()
 	last := s.serving(first.Generation)
+	s.said(fmt.Sprintf("msg=serving service=web generation=%d ", last.Generation)) // by then the first has been told
 	second.kill()
 	syscall.Kill(last.Program.PID, syscall.SIGKILL)
 	s.said("this one serves again")
