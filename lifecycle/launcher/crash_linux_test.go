@@ -134,7 +134,7 @@ func TestHold(t *testing.T) {
 			crash(t, addr)
 			if hold < 0 {
 				s.said("is started again")
-				if _, err := ask(addr); !errors.Is(err, syscall.ECONNREFUSED) {
+				if _, err := dialed(addr); !errors.Is(err, syscall.ECONNREFUSED) { // later is a time-out
 					t.Errorf("a client without a hold: %v", err)
 				}
 			}
