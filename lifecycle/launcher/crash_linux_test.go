@@ -277,6 +277,9 @@ func TestKillLauncher(t *testing.T) {
 				s.alone()
 			})
 			noLossWithin(t, a.close, s.c.StopDelay)
+			if k.switched && strings.Contains(s.output(), "a program was starting when its launcher died") {
+				t.Error("a program that had clients was killed")
+			}
 			say(t, a.keepAlive)
 			eventually(t, func() error {
 				if n := len(s.left()); n != 2 {
