@@ -346,6 +346,12 @@ func TestLinksAndOthersFilesDoNotCount(t *testing.T) {
 	if _, err := d.Own(2); err == nil {
 		t.Error("locked through a link")
 	}
+	if err := syscall.Mkfifo(filepath.Join(d.Path(), "3.lock"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Own(3); err == nil || !strings.Contains(err.Error(), "not a plain file") {
+		t.Errorf("locked a pipe: %v", err)
+	}
 	if os.Geteuid() != 0 {
 		return // only root can give a file away
 	}
