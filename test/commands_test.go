@@ -288,7 +288,8 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 var signals = map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "HUP": syscall.SIGHUP,
-	"USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2, "QUIT": syscall.SIGQUIT, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT}
+	"USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2, "QUIT": syscall.SIGQUIT, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT,
+	"WINCH": syscall.SIGWINCH, "ALRM": syscall.SIGALRM, "IO": syscall.SIGIO}
 
 func sendSignal(ts *testscript.TestScript, _ bool, args []string) {
 	sig, ok := signals[args[0]]
@@ -367,8 +368,8 @@ func request(ts *testscript.TestScript, _ bool, args []string) {
 	method, url, args := args[0], args[1], args[2:]
 	transport := &http.Transport{DisableKeepAlives: true}
 	defer transport.CloseIdleConnections()
-	status, body, has, generation := 200, "", "", ""
-	var hasnot []string
+	status, body, generation := 200, "", ""
+	var has, hasnot []string
 	for len(args) > 0 {
 		switch {
 		case args[0] == "-insecure":
@@ -390,7 +391,7 @@ func request(ts *testscript.TestScript, _ bool, args []string) {
 			status, err = strconv.Atoi(v)
 			ts.Check(err)
 		case "-has":
-			has = v
+			has = append(has, v)
 		case "-hasnot":
 			hasnot = append(hasnot, v)
 		case "-generation":
@@ -413,8 +414,8 @@ func request(ts *testscript.TestScript, _ bool, args []string) {
 	switch g := resp.Header.Get("Overlap-Generation"); {
 	case resp.StatusCode != status:
 		ts.Fatalf("status %d, not %d: %s", resp.StatusCode, status, got)
-	case !bytes.Contains(got, []byte(has)):
-		ts.Fatalf("no %q in %q", has, got)
+	case slices.ContainsFunc(has, func(text string) bool { return !bytes.Contains(got, []byte(text)) }):
+		ts.Fatalf("one of %q is not in %q", has, got)
 	case slices.ContainsFunc(hasnot, func(text string) bool { return bytes.Contains(got, []byte(text)) }):
 		ts.Fatalf("one of %q in %q", hasnot, got)
 	case generation != "" && g != generation:

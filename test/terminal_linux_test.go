@@ -63,6 +63,29 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
+// TestTerminalGivenBack: what comes after the launcher in a script, which has no job control, reads the terminal.
+func TestTerminalGivenBack(t *testing.T) {
+	term := openTerminal(t)
+	p := newPlace(t)
+	port := freePort(t)
+	script := p.startOn(term, "sh", "-c", "overlap run --name web --stop-delay 100ms -- fixture --listen 127.0.0.1:"+port+"; read line; exit $line")
+	p.serves("web", 0)
+	program, err := strconv.Atoi(strings.TrimSpace(p.answer(port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.until("wait for the foreground", func() error {
+		if group, err := unix.IoctlGetInt(int(term.master.Fd()), unix.TIOCGPGRP); err != nil || group != program {
+			return fmt.Errorf("process group %d has the foreground (%v), the program is %d", group, err, program)
+		}
+		return nil
+	})
+	if _, err := term.master.WriteString("\x037\n"); err != nil {
+		t.Fatal(err)
+	}
+	p.ends(script, 7)
+}
+
 // terminal is a pseudo-terminal, pty(7), and what was written to it.
 type terminal struct {
 	master, slave *os.File

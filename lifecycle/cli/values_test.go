@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	urfave "github.com/urfave/cli/v2"
 )
@@ -12,17 +13,43 @@ import (
 // given is what a command gets of its flags --listen and --health.
 func given(t *testing.T, args ...string) (listen, health []string) {
 	t.Helper()
-	p := &program{stdout: io.Discard, stderr: io.Discard}
-	app := p.app()
-	run := app.Command("run")
-	run.Action = func(c *urfave.Context) error {
+	runWith(t, args, func(c *urfave.Context) error {
 		listen, health = list(c, "listen"), lines(c, "health")
 		return nil
-	}
+	})
+	return listen, health
+}
+
+// runWith has f look at the flags of `overlap run`.
+func runWith(t *testing.T, args []string, f urfave.ActionFunc) {
+	t.Helper()
+	p := &program{stdout: io.Discard, stderr: io.Discard}
+	app := p.app()
+	app.Command("run").Action = f
 	if err := app.Run(arrange(append([]string{"overlap", "run"}, args...), app)); err != nil {
 		t.Fatal(err)
 	}
-	return listen, health
+}
+
+// A time of 0 is none, which is another thing than a flag that was not given.
+func TestNoTime(t *testing.T) {
+	for value, want := range map[string]time.Duration{"": 0, "0": -1, "0s": -1, "3s": 3 * time.Second} {
+		var args []string
+		for _, flag := range []string{"--start-timeout", "--stop-delay", "--drain-timeout", "--hold"} {
+			if value != "" {
+				args = append(args, flag, value)
+			}
+		}
+		runWith(t, args, func(c *urfave.Context) error {
+			s, err := readSettings(c)
+			for _, got := range []time.Duration{s.StartTimeout, s.StopDelay, s.DrainTimeout, s.Hold} {
+				if got != want {
+					t.Errorf("%q is %v, want %v", value, got, want)
+				}
+			}
+			return err
+		})
+	}
 }
 
 // A probe may have commas in it, and a command line breaks too; an address has neither. Variables

@@ -235,6 +235,9 @@ func TestBadRequests(t *testing.T) {
 	if _, err := c.Reload(t.Context(), ReloadRequest{Wait: "forever"}, nil); !errors.As(err, &refused) || refused.Code != 400 {
 		t.Errorf("unknown wait: %v", err)
 	}
+	if _, err := c.Reload(t.Context(), ReloadRequest{Timeout: -1}, nil); !errors.As(err, &refused) || refused.Code != 400 {
+		t.Errorf("negative timeout of a reload: %v", err)
+	}
 	if _, err := c.Stop(t.Context(), StopRequest{Timeout: -1}, nil); !errors.As(err, &refused) || refused.Code != 400 {
 		t.Errorf("negative timeout: %v", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -82,6 +83,7 @@ func TestRestart(t *testing.T) {
 	}{
 		{"no", "/crash", false, 9},
 		{"no", "/end", false, 0},
+		{"no", "/terminated", false, 143}, // by the stop signal, which nobody asked for
 		{"on-failure", "/end", false, 0},
 		{"always", "/end", true, 0},
 		{"always", "/crash", true, 0},
@@ -120,7 +122,8 @@ func TestCrashOfMaster(t *testing.T) {
 	}
 }
 
-// TestHold: clients of a program that is gone wait, until the hold is over: then they are refused.
+// TestHold: clients of a program that is gone wait, until the hold is over: then they are refused. Without one they
+// are at once.
 func TestHold(t *testing.T) {
 	for _, hold := range []time.Duration{-1, time.Second} {
 		t.Run(hold.String(), func(t *testing.T) {
@@ -129,6 +132,12 @@ func TestHold(t *testing.T) {
 			c.Fail = "never"
 			s.next(c)
 			crash(t, addr)
+			s.said("is started again") // sooner a SYN is dropped, and the next one comes when the hold is over
+			if hold < 0 {
+				if _, err := dialed(addr); !errors.Is(err, syscall.ECONNREFUSED) { // later is a time-out
+					t.Errorf("a client without a hold: %v", err)
+				}
+			}
 			refused := make(chan error, 1)
 			go func() {
 				for {
@@ -142,6 +151,9 @@ func TestHold(t *testing.T) {
 			case <-refused:
 			case <-time.After(waitFor):
 				t.Fatalf("nobody is refused\n%s", s.output())
+			}
+			if hold > 0 && !strings.Contains(s.output(), "clients are refused from now on") {
+				t.Errorf("clients were refused before the hold was over\n%s", s.output())
 			}
 			// A stop in this state ends it too.
 			s.runs[0].cmd.Process.Signal(syscall.SIGTERM)
@@ -265,6 +277,9 @@ func TestKillLauncher(t *testing.T) {
 				s.alone()
 			})
 			noLossWithin(t, a.close, s.c.StopDelay)
+			if k.switched && strings.Contains(s.output(), "a program was starting when its launcher died") {
+				t.Error("a program that had clients was killed")
+			}
 			say(t, a.keepAlive)
 			eventually(t, func() error {
 				if n := len(s.left()); n != 2 {
@@ -535,6 +550,7 @@ func TestStopTakenBack(t *testing.T) {
 	})
 	s.goOn()
 	last := s.serving(first.Generation)
+	s.said(fmt.Sprintf("msg=serving service=web generation=%d ", last.Generation)) // by then the first has been told
 	second.kill()
 	syscall.Kill(last.Program.PID, syscall.SIGKILL)
 	s.said("this one serves again")

@@ -135,6 +135,9 @@ func TestFirstFails(t *testing.T) {
 			if out := s.output(); !strings.Contains(out, f.says) {
 				t.Errorf("%q was not said", f.says)
 			}
+			if n := len(lines(s.output(), "out of luck")); n > 1 {
+				t.Errorf("it was started %d times", n)
+			}
 			if left := s.left(); len(left) > 0 {
 				t.Errorf("processes %v are left", left)
 			}

@@ -17,11 +17,16 @@ import (
 // does with them: see ports.
 
 // TestFixedSourcePort: a client's connection from a port of its choice, which never listens: it is
-// made, and no reload waits for that port.
+// made, while the program starts as well, and no reload waits for that port.
 func TestFixedSourcePort(t *testing.T) {
 	reached(t, func(t *testing.T, s *service) {
 		addr, from := free(t, "tcp", "127.0.0.1"), free(t, "tcp", "127.0.0.1")
-		s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}})
+		there, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer there.Close()
+		s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}, From: free(t, "tcp", "127.0.0.1"), To: there.Addr().String()})
 		s.start()
 		for n := range 3 {
 			g := s.serving(n)

@@ -52,7 +52,9 @@ type programConfig struct {
 	Leaves   bool          // it listens, gives the socket to a child, and ends at some time soon
 	Master   bool          // it listens, gives the socket to a worker, and leaves that behind when it ends
 	Families bool          // it listens on 0.0.0.0, and on [::] where it may
-	Child    bool          // it has a worker in a session of its own, which ignores SIGTERM too
+	From     string        // where it is a client of To's before it listens, if it is one
+	To       string
+	Child    bool // it has a worker in a session of its own, which ignores SIGTERM too; in the background an orphan as well
 }
 
 // program is the main function of a program that knows nothing of overlap, but for the guest.
@@ -78,17 +80,22 @@ func program(path string) int {
 		signal.Ignore(syscall.SIGTERM)
 	}
 	if c.Child {
-		if os.Getenv("WORKER") != "" {
+		switch os.Getenv("WORKER") {
+		case "1":
 			select {}
+		case "half":
+			return startWorker("1", (*exec.Cmd).Start)
 		}
 		if c.Daemon {
 			syscall.CloseOnExec(3) // whoever waits for it waits for the listener
 		}
-		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-		cmd.Env = append(os.Environ(), "WORKER=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		if err := cmd.Start(); err != nil {
-			return 95
+		if code := startWorker("1", (*exec.Cmd).Start); code != 0 {
+			return code
+		}
+		if c.Daemon {
+			if code := startWorker("half", (*exec.Cmd).Run); code != 0 {
+				return code
+			}
 		}
 	}
 	switch c.Fail {
@@ -101,6 +108,17 @@ func program(path string) int {
 	if err := c.serve(); err != nil {
 		fmt.Fprintln(os.Stderr, "program:", err)
 		return 20
+	}
+	return 0
+}
+
+// startWorker starts the program anew as a worker of one step, in a session of its own.
+func startWorker(step string, start func(*exec.Cmd) error) int {
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), "WORKER="+step)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if start(cmd) != nil {
+		return 95
 	}
 	return 0
 }
@@ -242,6 +260,11 @@ func (c programConfig) serve() error {
 	if c.Share || c.Sockets > 1 || c.Reopen || os.Getenv("WORKER_OF") != "" {
 		lc.Control = reuseport.Control
 		lc.SetMultipathTCP(false)
+	}
+	if c.From != "" {
+		if _, err := connectFrom(c.From, c.To); err != nil {
+			return err
+		}
 	}
 	if err := c.bindDatagrams(); err != nil {
 		return err
@@ -407,6 +430,11 @@ func (c programConfig) handler() http.Handler {
 	})
 	mux.HandleFunc("/crash", func(http.ResponseWriter, *http.Request) { os.Exit(9) })
 	mux.HandleFunc("/end", func(http.ResponseWriter, *http.Request) { os.Exit(0) })
+	mux.HandleFunc("/terminated", func(http.ResponseWriter, *http.Request) {
+		signal.Reset(syscall.SIGTERM)
+		syscall.Kill(os.Getpid(), syscall.SIGTERM)
+		select {}
+	})
 	mux.HandleFunc("/later", func(w http.ResponseWriter, r *http.Request) {
 		ln, err := net.Listen("tcp", c.Later)
 		if err != nil {

@@ -1,12 +1,35 @@
 package launcher
 
 import (
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"overlap/lifecycle/control"
 )
+
+// What is not given is as the README says, and a negative time is none.
+func TestDefaultSettings(t *testing.T) {
+	type times struct{ start, stop, drain, hold time.Duration }
+	for given, want := range map[time.Duration]times{
+		0:           {60 * time.Second, 5 * time.Second, 25 * time.Second, 10 * time.Second},
+		-1:          {forever, 0, forever, 0},
+		time.Minute: {time.Minute, time.Minute, time.Minute, time.Minute},
+	} {
+		s, err := newSettings(Settings{StartTimeout: given, StopDelay: given, DrainTimeout: given, Hold: given})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := (times{s.StartTimeout, s.StopDelay, s.DrainTimeout, s.Hold}); got != want {
+			t.Errorf("%v: %v, want %v", given, got, want)
+		}
+		if s.StopSignal != syscall.SIGTERM || s.restart != RestartOnFailure || !slices.Equal(s.Health, []string{"tcp"}) {
+			t.Errorf("%+v", s)
+		}
+	}
+}
 
 // What comes with a request is held to what the command line is.
 func TestSettingsOfARequest(t *testing.T) {

@@ -95,6 +95,9 @@ func TestIdentity(t *testing.T) {
 		if other.Alive() {
 			t.Errorf("alive although the %s differs: %+v", name, other)
 		}
+		if elsewhere := name == "boot" || name == "namespace"; elsewhere && other.Here() {
+			t.Errorf("here although the %s differs", name)
+		}
 		if _, err := Open(other); err == nil {
 			t.Errorf("opened although the %s differs", name)
 		}

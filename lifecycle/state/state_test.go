@@ -346,6 +346,12 @@ func TestLinksAndOthersFilesDoNotCount(t *testing.T) {
 	if _, err := d.Own(2); err == nil {
 		t.Error("locked through a link")
 	}
+	if err := syscall.Mkfifo(filepath.Join(d.Path(), "3.lock"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Own(3); err == nil || !strings.Contains(err.Error(), "not a plain file") {
+		t.Errorf("locked a pipe: %v", err)
+	}
 	if os.Geteuid() != 0 {
 		return // only root can give a file away
 	}
@@ -436,6 +442,14 @@ func TestRootLooksAtOthers(t *testing.T) {
 	}
 	if _, err := theirs.Read(1); !errors.Is(err, ErrRecord) {
 		t.Errorf("a record of yet another user's: %v", err)
+	}
+	for _, uids := range [][2]int{{12345, 0}, {0, 12345}} { // the directory above, and the service's
+		if err := errors.Join(os.Chown(root, uids[0], -1), os.Chown(d.Path(), uids[1], -1)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(root, "web"); !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("a service of user %d below a directory of user %d: %v", uids[1], uids[0], err)
+		}
 	}
 }
 
