@@ -136,6 +136,27 @@ func TestListensLate(t *testing.T) {
 	})
 }
 
+// TestBoundEarlyListensLate: the same for one that was bound before the program was ready, and whose address was given up
+// meanwhile.
+func TestBoundEarlyListensLate(t *testing.T) {
+	reached(t, func(t *testing.T, s *service) {
+		addr, late := free(t, "tcp", "127.0.0.1"), free(t, "tcp", "127.0.0.1")
+		s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}, Late: late})
+		s.c.Listen = []string{addr}
+		s.start()
+		s.serving(0)
+		eventually(t, func() error {
+			if n := len(s.serving(0).Listeners); n != 2 {
+				return fmt.Errorf("%d listeners", n)
+			}
+			return nil
+		})
+		if _, err := dialed(late); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // dialed connects, and says whether the first SYN was lost.
 func dialed(addr string) (again bool, err error) {
 	c, err := net.DialTimeout("tcp", addr, 5*time.Second)

@@ -60,7 +60,8 @@ type sockets struct {
 type pending struct {
 	address reuse.Address
 	uid     int
-	// member is nil for one of an address that is new while the generation serves: see [sockets.bind].
+	// member is nil for one of an address that is new while the generation serves, see [sockets.bind], or that may have
+	// been given up since.
 	member *reuse.Member
 	pid    int
 	fd     int // in that process, when it was bound
@@ -554,6 +555,7 @@ func (s *sockets) count() int {
 	for ino, p := range s.pending {
 		if time.Since(p.since) > giveUp {
 			delete(s.pending, ino)
+			p.member = nil // nothing keeps it among the generation's
 			s.rememberLocked(ino, p)
 		}
 	}
