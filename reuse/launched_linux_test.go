@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -382,6 +383,28 @@ func TestCrashesDoNotGrowUDP(t *testing.T) {
 	array, err := locate(at)
 	if err != nil || len(array) > 4 || slices.Max(old.places) > 2 {
 		t.Errorf("%d sockets, places %v, %v", len(array), old.places, err)
+	}
+}
+
+// TestBindsAnewAsAnotherUser: a program that has bound its port as root, to see whether it is free, and then becomes another
+// user has a group of its own, which is steered from the beginning.
+func TestBindsAnewAsAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root has placeholders for another user")
+	}
+	m := Open(freeAddress(t, "tcp"), os.Geteuid())
+	defer m.Leave()
+	if err := errors.Join(m.Anchor(), m.ForUser(65534)); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 { // they would be found by chance if they were fewer
+		if err := m.addHolderLocked(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	array, err := locate(m.addr)
+	if err != nil || !slices.Equal(array, m.Sockets()) {
+		t.Errorf("places %v, %v; want %v", array, err, m.Sockets())
 	}
 }
 

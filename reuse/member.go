@@ -270,7 +270,13 @@ func (m *Member) ForUser(uid int) error {
 	m.front, m.hidden, m.ready = nil, time.Time{}, false
 	had := len(m.holders)
 	m.closeHoldersLocked(slices.Clone(m.holders))
-	for range had {
+	if had == 0 {
+		return nil
+	}
+	if err := m.anchorLocked(); err != nil { // it is another group, which nobody may steer yet
+		return err
+	}
+	for range had - 1 {
 		if err := m.addHolderLocked(); err != nil {
 			return err
 		}
