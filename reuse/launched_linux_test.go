@@ -386,6 +386,26 @@ func TestCrashesDoNotGrowUDP(t *testing.T) {
 	}
 }
 
+// TestOtherUsersBind: a bind by another user, which the kernel refuses, takes no placeholder from a member that has sockets.
+func TestOtherUsersBind(t *testing.T) {
+	var wrong atomic.Int64
+	m := launch(t, freeAddress(t, "tcp"), 1, 1, &wrong)
+	defer func() { m.Leave(); m.die() }()
+	if err := errors.Join(m.Settle(nil), m.Switch()); err != nil {
+		t.Fatal(err)
+	}
+	before := m.Sockets()
+	if err := m.ForUser(os.Geteuid()); err != nil {
+		t.Errorf("for the member's own user: %v", err)
+	}
+	if err := m.ForUser(os.Geteuid() + 1); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("for another user: %v, want %v", err, syscall.EADDRINUSE)
+	}
+	if after := m.Sockets(); !slices.Equal(before, after) {
+		t.Errorf("sockets %v, before %v", after, before)
+	}
+}
+
 // TestBindsAnewAsAnotherUser: a program that has bound its port as root, to see whether it is free, and then becomes another
 // user has a group of its own, which is steered from the beginning.
 func TestBindsAnewAsAnotherUser(t *testing.T) {

@@ -239,9 +239,11 @@ func (s *sockets) taken(a reuse.Address, b intercept.Bind) bool {
 		return false
 	}
 	m := s.member(a)
-	if m == nil || len(m.Inodes()) == 0 {
-		return false
-	}
+	return m != nil && len(m.Inodes()) > 0 && s.listens(m)
+}
+
+// listens reports whether one of a member's sockets is there still.
+func (s *sockets) listens(m *reuse.Member) bool {
 	closed, _ := s.closed()
 	return slices.ContainsFunc(m.Inodes(), func(ino uint64) bool { return closed[ino] == nil })
 }
@@ -281,7 +283,14 @@ func (s *sockets) join(a reuse.Address, uid int) (*reuse.Member, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := m.ForUser(uid); err != nil {
+	err = m.ForUser(uid)
+	if errors.Is(err, syscall.EADDRINUSE) && !s.listens(m) { // the other user's were closed, which nobody has noticed yet
+		for _, ino := range m.Inodes() {
+			m.Drop(ino)
+		}
+		err = m.ForUser(uid)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return m, s.g.owner.Anchor(m)
