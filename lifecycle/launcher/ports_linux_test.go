@@ -1,8 +1,11 @@
 package launcher_test
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -93,6 +96,48 @@ func TestPortOpenedWhileServing(t *testing.T) {
 		}
 		if waited > 5 || waited > 0 && !s.c.NoGetfd {
 			t.Errorf("%d of 20 first clients had to send their SYN again", waited)
+		}
+	})
+}
+
+// TestPortOpenedWhileDraining: a port that an old program opens while it drains remains the new one's, which has opened it.
+func TestPortOpenedWhileDraining(t *testing.T) {
+	reached(t, func(t *testing.T, s *service) {
+		addr, later := free(t, "tcp", "127.0.0.1"), free(t, "tcp", "127.0.0.1")
+		s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}})
+		s.start()
+		s.serving(0)
+		kept := &http.Client{Transport: &http.Transport{}}
+		defer kept.CloseIdleConnections()
+		old := func(path string) {
+			t.Helper()
+			resp, err := kept.Get("http://" + addr + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			t.Logf("the old program: %s", body)
+		}
+		old("/")
+		g := s.reload()
+		if _, body, err := get(addr, "/listen/"+later); err != nil || body != "listens\n" {
+			t.Fatalf("%q, %v", body, err)
+		}
+		eventually(t, func() error {
+			for _, r := range s.records() {
+				if r.Generation == g.To && len(r.Listeners) == 2 {
+					return nil
+				}
+			}
+			return errors.New("the new port is not the generation's")
+		})
+		old("/listen/" + later)
+		s.alone()
+		for range 10 {
+			if again, err := dialed(later); err != nil || again {
+				t.Errorf("a client of the port: %v; its SYN was sent again: %v", err, again)
+			}
 		}
 	})
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlap/lifecycle/process"
+	"overlap/lifecycle/state"
 	"overlap/reuse"
 	"overlap/reuse/intercept"
 	"overlap/reuse/sockdiag"
@@ -168,6 +169,10 @@ func (s *sockets) steer(ino uint64, p pending) error {
 		return err
 	}
 	control := s.control(ino, p)
+	if s.g.owner.State() != state.Serving { // the generation that follows steers, and may have the address
+		m.Adopt(ino, control)
+		return nil
+	}
 	err = m.AnchorBehind([]uint64{ino}, func(_ uint64, f func(fd int) error) error {
 		if control == nil {
 			return reuse.ErrUnreachable
