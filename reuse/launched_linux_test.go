@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -382,6 +383,48 @@ func TestCrashesDoNotGrowUDP(t *testing.T) {
 	array, err := locate(at)
 	if err != nil || len(array) > 4 || slices.Max(old.places) > 2 {
 		t.Errorf("%d sockets, places %v, %v", len(array), old.places, err)
+	}
+}
+
+// TestOtherUsersBind: a bind by another user, which the kernel refuses, takes no placeholder from a member that has sockets.
+func TestOtherUsersBind(t *testing.T) {
+	var wrong atomic.Int64
+	m := launch(t, freeAddress(t, "tcp"), 1, 1, &wrong)
+	defer func() { m.Leave(); m.die() }()
+	if err := errors.Join(m.Settle(nil), m.Switch()); err != nil {
+		t.Fatal(err)
+	}
+	before := m.Sockets()
+	if err := m.ForUser(os.Geteuid()); err != nil {
+		t.Errorf("for the member's own user: %v", err)
+	}
+	if err := m.ForUser(os.Geteuid() + 1); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("for another user: %v, want %v", err, syscall.EADDRINUSE)
+	}
+	if after := m.Sockets(); !slices.Equal(before, after) {
+		t.Errorf("sockets %v, before %v", after, before)
+	}
+}
+
+// TestBindsAnewAsAnotherUser: a program that has bound its port as root, to see whether it is free, and then becomes another
+// user has a group of its own, which is steered from the beginning.
+func TestBindsAnewAsAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root has placeholders for another user")
+	}
+	m := Open(freeAddress(t, "tcp"), os.Geteuid())
+	defer m.Leave()
+	if err := errors.Join(m.Anchor(), m.ForUser(65534)); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 { // they would be found by chance if they were fewer
+		if err := m.addHolderLocked(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	array, err := locate(m.addr)
+	if err != nil || !slices.Equal(array, m.Sockets()) {
+		t.Errorf("places %v, %v; want %v", array, err, m.Sockets())
 	}
 }
 

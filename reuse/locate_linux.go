@@ -424,7 +424,9 @@ func membersAmong(sockets []sockdiag.Socket, a Address) (map[uint64]uint32, erro
 			continue // the same link-local address of another device
 		}
 		if a.Network == "udp" && s.Remote.Port() != 0 {
-			continue // connected: lookups prefer it, it is in no group
+			// Connected: lookups prefer it for its peer. Bound to a wildcard it left its group by that (udp_lib_rehash);
+			// else it keeps a place there, and the others can't be told.
+			continue
 		}
 		if a.Network == "udp" && s.Interface == hiddenIndex {
 			continue // binding it to a device took it out of its group (udp_lib_rehash)

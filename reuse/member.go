@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/bpf"
@@ -262,18 +263,28 @@ func (m *Member) Uphold(serving []uint64, control func(ino uint64, f func(fd int
 }
 
 // ForUser makes the member's placeholders belong to another effective user, since a group has
-// one. It does nothing where they do.
+// one. It does nothing where they do. Once the member has sockets, the user is theirs, and the error is the kernel's
+// answer to a bind by another one: EADDRINUSE.
 func (m *Member) ForUser(uid int) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.uid == uid || !steering {
+	if m.uid == uid || m.uid < 0 && uid == os.Geteuid() || !steering {
 		return nil
+	}
+	if len(m.inodesLocked()) > 0 {
+		return fmt.Errorf("share %s with user %d: another user has it: %w", m.addr, uid, syscall.EADDRINUSE)
 	}
 	m.uid = uid
 	m.front, m.hidden, m.ready = nil, time.Time{}, false
 	had := len(m.holders)
 	m.closeHoldersLocked(slices.Clone(m.holders))
-	for range had {
+	if had == 0 {
+		return nil
+	}
+	if err := m.anchorLocked(); err != nil { // it is another group, which nobody may steer yet
+		return err
+	}
+	for range had - 1 {
 		if err := m.addHolderLocked(); err != nil {
 			return err
 		}

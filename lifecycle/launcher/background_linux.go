@@ -1,10 +1,8 @@
 package launcher
 
 import (
-	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -36,7 +34,7 @@ func (g *generation) kin(pid int) kinship {
 	if g.sockets.waitFor(held) {
 		return holder
 	}
-	env := environmentOf(pid)
+	env := process.Environment(pid)
 	number := variable(env, generationVariable)
 	switch {
 	case number == "" || variable(env, nameVariable) != g.l.opt.Name:
@@ -45,15 +43,6 @@ func (g *generation) kin(pid int) kinship {
 		return relative
 	}
 	return stranger
-}
-
-// environmentOf is that of a process when it was started, nil where it can't be read.
-func environmentOf(pid int) []string {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
-	if err != nil {
-		return nil
-	}
-	return strings.Split(string(data), "\x00")
 }
 
 // backgroundTries, and the pause between two, are for a process that has just lost its parent.

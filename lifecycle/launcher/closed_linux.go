@@ -137,9 +137,10 @@ func (s *sockets) sayFollows(came, forget bool) {
 }
 
 // unused reports whether an address has neither a socket nor one that comes.
-func (s *sockets) unused(m *reuse.Member) bool { return len(m.Inodes()) == 0 && !s.awaited(m) }
+func (s *sockets) unused(m *reuse.Member) bool { return !s.awaited(m) && len(m.Inodes()) == 0 }
 
-// awaited reports whether a socket of an address is bound and does not listen yet.
+// awaited reports whether a socket of an address is bound and does not listen yet. One that is not awaited any more is
+// among the member's.
 func (s *sockets) awaited(m *reuse.Member) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -164,11 +165,12 @@ func (s *sockets) closed() (closed map[uint64]*reuse.Member, left int) {
 		if m.Address().Network == "udp" {
 			list = diag.Datagrams
 		}
+		known := m.Inodes() // one that comes while the kernel lists them is not on its list
 		there, err := list(m.Address().AddrPort.Port())
 		if err != nil {
 			continue
 		}
-		for _, ino := range m.Inodes() {
+		for _, ino := range known {
 			if slices.ContainsFunc(there, func(d sockdiag.Socket) bool { return d.Inode == ino }) {
 				left++
 			} else {

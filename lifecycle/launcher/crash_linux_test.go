@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -438,6 +439,38 @@ func TestTakeOver(t *testing.T) {
 			})
 			noLoss(t, a.close)
 			say(t, a.keepAlive)
+		})
+	}
+}
+
+// TestMasterOfStart: what is left of a program that was starting when its launcher and its main process were killed is
+// in the way of no start.
+func TestMasterOfStart(t *testing.T) {
+	for _, step := range []string{"listening", "settled"} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			addr := free(t, "tcp", "127.0.0.1")
+			s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}, Master: true})
+			s.pause(step)
+			r := s.start()
+			s.paused()
+			starting := s.records()[0]
+			r.kill()
+			syscall.Kill(starting.Program.PID, syscall.SIGKILL)
+			eventually(t, func() error {
+				if alive(starting.Program) || len(s.left()) != 1 {
+					return errors.New("the main process does not die")
+				}
+				return nil
+			})
+			left := s.left()[0]
+			s.start()
+			g := s.alone()
+			s.mustAsk(addr, g.Generation)
+			if slices.Contains(s.left(), left) {
+				t.Errorf("process %d is left", left)
+			}
 		})
 	}
 }

@@ -14,7 +14,6 @@ import (
 	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
 	"overlap/reuse"
-	"overlap/reuse/sockdiag"
 )
 
 // An orphan is a program that serves and has no launcher: its launcher died, or it never had
@@ -70,7 +69,7 @@ func endOrphan(ctx context.Context, r *state.Record, uid int, delay time.Duratio
 		}
 	}
 	left := func() []int { return notOurs(tree()) }
-	known := identities(left)
+	known := process.Identities(left)
 	if len(known) == 0 {
 		if r.Program != nil && r.Program.Alive() {
 			return fmt.Errorf("process %d: user %d could not signal it: %w", r.Program.PID, uid, syscall.EPERM)
@@ -79,7 +78,7 @@ func endOrphan(ctx context.Context, r *state.Record, uid int, delay time.Duratio
 	}
 	h, err := process.Open(known[0])
 	if errors.Is(err, os.ErrProcessDone) {
-		killAll(uid, known, left)
+		process.KillAll(uid, known, left)
 		return nil
 	}
 	if err != nil {
@@ -121,12 +120,12 @@ func endOrphan(ctx context.Context, r *state.Record, uid int, delay time.Duratio
 			}
 		}
 	}
-	known = identities(left) // before their parents end
+	known = process.Identities(left) // before their parents end
 	if err := h.SignalAs(uid, sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	h.Wait(ctx)
-	killAll(uid, known, left)
+	process.KillAll(uid, known, left)
 	return nil
 }
 
@@ -150,10 +149,10 @@ func leftBehind(r *state.Record) (all []int) {
 	if r.Program == nil || !r.Program.Here() || r.Generation == 0 { // an adopted server's group may be a pipeline's
 		return nil
 	}
-	processes := everybody()
+	processes := process.All()
 	group := inGroup(processes, r.Program.PID)
 	found := slices.DeleteFunc(processes, func(pid int) bool {
-		return !slices.Contains(group, pid) && !saysItIs(pid, r.Service, r.Generation) || !holds(pid, r)
+		return !slices.Contains(group, pid) && !saysItIs(pid, r.Service, r.Generation) || !owner.Holds(pid, r)
 	})
 	if slices.ContainsFunc(found, func(pid int) bool { return slices.Contains(group, pid) }) {
 		found = append(found, group...)
@@ -167,34 +166,10 @@ func leftBehind(r *state.Record) (all []int) {
 	return slices.Compact(all)
 }
 
-// holds reports whether a process has a socket of the record's.
-func holds(pid int, r *state.Record) bool {
-	held, _ := sockdiag.Inodes(pid)
-	return slices.ContainsFunc(r.Listeners, func(l state.Listener) bool {
-		return slices.ContainsFunc(l.Inodes, func(ino uint64) bool { return slices.Contains(held, ino) })
-	})
-}
-
 // saysItIs reports whether the environment of a process is that of a generation's program.
 func saysItIs(pid int, service string, generation int) bool {
-	env := environmentOf(pid)
+	env := process.Environment(pid)
 	return variable(env, nameVariable) == service && variable(env, generationVariable) == strconv.Itoa(generation)
-}
-
-// everybody are the processes that can be seen.
-func everybody() (all []int) {
-	d, err := os.Open("/proc")
-	if err != nil {
-		return nil
-	}
-	defer d.Close()
-	names, _ := d.Readdirnames(-1)
-	for _, name := range names {
-		if pid, err := strconv.Atoi(name); err == nil {
-			all = append(all, pid)
-		}
-	}
-	return all
 }
 
 // StopOrphan ends the program of a generation whose launcher is dead. What is left of it when ctx ends is killed. uid

@@ -1,8 +1,11 @@
 package launcher_test
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -102,6 +105,48 @@ func TestPortOpenedWhileServing(t *testing.T) {
 	})
 }
 
+// TestPortOpenedWhileDraining: a port that an old program opens while it drains remains the new one's, which has opened it.
+func TestPortOpenedWhileDraining(t *testing.T) {
+	reached(t, func(t *testing.T, s *service) {
+		addr, later := free(t, "tcp", "127.0.0.1"), free(t, "tcp", "127.0.0.1")
+		s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}})
+		s.start()
+		s.serving(0)
+		kept := &http.Client{Transport: &http.Transport{}}
+		defer kept.CloseIdleConnections()
+		old := func(path string) {
+			t.Helper()
+			resp, err := kept.Get("http://" + addr + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			t.Logf("the old program: %s", body)
+		}
+		old("/")
+		g := s.reload()
+		if _, body, err := get(addr, "/listen/"+later); err != nil || body != "listens\n" {
+			t.Fatalf("%q, %v", body, err)
+		}
+		eventually(t, func() error {
+			for _, r := range s.records() {
+				if r.Generation == g.To && len(r.Listeners) == 2 {
+					return nil
+				}
+			}
+			return errors.New("the new port is not the generation's")
+		})
+		old("/listen/" + later)
+		s.alone()
+		for range 10 {
+			if again, err := dialed(later); err != nil || again {
+				t.Errorf("a client of the port: %v; its SYN was sent again: %v", err, again)
+			}
+		}
+	})
+}
+
 // TestStrangersPortWhileServing: a port of somebody else's that is shared is not joined.
 func TestStrangersPortWhileServing(t *testing.T) {
 	reached(t, func(t *testing.T, s *service) {
@@ -138,6 +183,27 @@ func TestListensLate(t *testing.T) {
 			}
 			return nil
 		})
+	})
+}
+
+// TestBoundEarlyListensLate: the same for one that was bound before the program was ready, and whose address was given up
+// meanwhile.
+func TestBoundEarlyListensLate(t *testing.T) {
+	reached(t, func(t *testing.T, s *service) {
+		addr, late := free(t, "tcp", "127.0.0.1"), free(t, "tcp", "127.0.0.1")
+		s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}, Late: late})
+		s.c.Listen = []string{addr}
+		s.start()
+		s.serving(0)
+		eventually(t, func() error {
+			if n := len(s.serving(0).Listeners); n != 2 {
+				return fmt.Errorf("%d listeners", n)
+			}
+			return nil
+		})
+		if _, err := dialed(late); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

@@ -331,16 +331,16 @@ func (p *program) kill() {
 	if p == nil {
 		return
 	}
-	known := identities(p.left) // before their parents end
+	known := process.Identities(p.left) // before their parents end
 	p.mu.Lock()
 	if !p.reaped {
 		syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	}
 	p.mu.Unlock()
-	killAll(os.Geteuid(), known, p.left)
+	process.KillAll(os.Geteuid(), known, p.left)
 	select {
 	case <-p.ended:
-	case <-time.After(killTime):
+	case <-time.After(process.KillTime):
 	}
 }
 

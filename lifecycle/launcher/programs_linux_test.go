@@ -32,6 +32,7 @@ type programConfig struct {
 	Listen   []string      // "127.0.0.1:80"
 	Sockets  int           // how many it has for each address; then it asks for SO_REUSEPORT itself
 	Later    string        // an address that it listens on when asked for /later
+	Late     string        // an address that it binds before it listens, and listens on much later
 	Drop     string        // an address that it listens on no longer after SIGUSR1
 	Workers  int           // processes, each with a socket of its own; one that ends is started again
 	Reopen   bool          // at SIGUSR2 it listens anew, and closes the old listener a moment later
@@ -268,6 +269,11 @@ func (c programConfig) serve() error {
 	}
 	if err := c.bindDatagrams(); err != nil {
 		return err
+	}
+	if c.Late != "" {
+		if _, err := listenLate(c.Late, ""); err != nil {
+			return err
+		}
 	}
 	lc.Control = c.withOption(lc.Control)
 	all, err := c.listen(lc)

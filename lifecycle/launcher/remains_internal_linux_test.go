@@ -68,7 +68,7 @@ func TestKillAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	killAll(os.Geteuid(), []process.Identity{before}, func() []int {
+	process.KillAll(os.Geteuid(), []process.Identity{before}, func() []int {
 		if id.Alive() {
 			return []int{id.PID}
 		}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overlap/lifecycle/process"
+	"overlap/lifecycle/state"
 	"overlap/reuse"
 	"overlap/reuse/intercept"
 	"overlap/reuse/sockdiag"
@@ -63,7 +64,8 @@ type sockets struct {
 type pending struct {
 	address reuse.Address
 	uid     int
-	// member is nil for one of an address that is new while the generation serves: see [sockets.bind].
+	// member is nil for one of an address that is new while the generation serves, see [sockets.bind], or that may have
+	// been given up since.
 	member *reuse.Member
 	pid    int
 	fd     int // in that process, when it was bound
@@ -199,6 +201,10 @@ func (s *sockets) steer(ino uint64, p pending) error {
 		return err
 	}
 	control := s.control(ino, p)
+	if s.g.owner.State() != state.Serving { // the generation that follows steers, and may have the address
+		m.Adopt(ino, control)
+		return nil
+	}
 	err = m.AnchorBehind([]uint64{ino}, func(_ uint64, f func(fd int) error) error {
 		if control == nil {
 			return reuse.ErrUnreachable
@@ -271,9 +277,11 @@ func (s *sockets) taken(a reuse.Address, b intercept.Bind) bool {
 		return false
 	}
 	m := s.member(a)
-	if m == nil || len(m.Inodes()) == 0 {
-		return false
-	}
+	return m != nil && len(m.Inodes()) > 0 && s.listens(m)
+}
+
+// listens reports whether one of a member's sockets is there still.
+func (s *sockets) listens(m *reuse.Member) bool {
 	closed, _ := s.closed()
 	return slices.ContainsFunc(m.Inodes(), func(ino uint64) bool { return closed[ino] == nil })
 }
@@ -313,7 +321,14 @@ func (s *sockets) join(a reuse.Address, uid int) (*reuse.Member, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := m.ForUser(uid); err != nil {
+	err = m.ForUser(uid)
+	if errors.Is(err, syscall.EADDRINUSE) && !s.listens(m) { // the other user's were closed, which nobody has noticed yet
+		for _, ino := range m.Inodes() {
+			m.Drop(ino)
+		}
+		err = m.ForUser(uid)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return m, s.g.owner.Anchor(m)
@@ -623,6 +638,7 @@ func (s *sockets) count() int {
 		if time.Since(p.since) > giveUp {
 			delete(s.pending, ino)
 			s.g.owner.Disclaim(ino)
+			p.member = nil // nothing keeps it among the generation's
 			s.rememberLocked(ino, p)
 		}
 	}

@@ -232,8 +232,9 @@ func (o *Owner) Changed(came bool, awaited func(*reuse.Member) bool) error {
 	}
 	var failed []error
 	for _, m := range o.Members() {
+		comes := awaited(m) // asked first: what is awaited no more may have come
 		if len(m.Inodes()) == 0 {
-			if o.successor == nil && !awaited(m) {
+			if o.successor == nil && !comes {
 				o.forget(m)
 				m.Leave()
 			}

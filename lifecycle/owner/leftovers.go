@@ -6,11 +6,11 @@ import (
 	"os"
 	"slices"
 	"syscall"
-	"time"
 
 	"overlap/lifecycle/process"
 	"overlap/lifecycle/state"
 	"overlap/reuse"
+	"overlap/reuse/sockdiag"
 )
 
 // A launcher that was killed leaves the programs of its generations behind. What serves or
@@ -93,7 +93,7 @@ func tidy(dir *state.Dir, records []state.Record, log *slog.Logger) error {
 		if dir.Owned(r.Generation) || Orphan(r) {
 			continue
 		}
-		endUnchecked(r, log)
+		endUnchecked(dir, r, log)
 		if err := dir.Remove(r.Generation); err != nil {
 			return err
 		}
@@ -101,28 +101,52 @@ func tidy(dir *state.Dir, records []state.Record, log *slog.Logger) error {
 	return nil
 }
 
-// endUnchecked kills the program of a generation that was starting when its launcher died: it
-// gets no client, and nobody would ever check it.
-func endUnchecked(r state.Record, log *slog.Logger) {
-	if !r.Launched || r.Program == nil || !unchecked(r) {
+// endUnchecked kills the program of a generation that was starting when its launcher died, and what its main process has
+// left behind if that has died too: it gets no client, and nobody would ever check it.
+func endUnchecked(dir *state.Dir, r state.Record, log *slog.Logger) {
+	if !r.Launched || r.Program == nil || !r.Program.Here() || !unchecked(r) {
 		return
 	}
-	h, err := process.Open(*r.Program)
-	if err != nil {
+	left := func() []int { return uncheckedProcesses(dir, &r) }
+	known := process.Identities(left)
+	if len(known) == 0 {
 		return // it is gone
 	}
-	defer h.Close()
 	log.Warn("a program was starting when its launcher died, it is killed", "generation", r.Generation, "pid", r.Program.PID)
-	tree, _ := process.Tree(r.Program.PID)
-	h.Signal(syscall.SIGKILL)
-	for _, pid := range tree {
-		if p, err := os.FindProcess(pid); err == nil && pid != r.Program.PID {
-			p.Kill()
-		}
+	process.KillAll(os.Geteuid(), known, left)
+	if r.Program.Alive() {
+		log.Warn("it does not end", "pid", r.Program.PID)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if err := h.Wait(ctx); err != nil {
-		log.Warn("it does not end", "pid", r.Program.PID, "error", err)
+}
+
+// uncheckedProcesses are those of such a program, without this one and those below it: of a main process that has ended
+// those that have a socket of its record and are in its group, or that say whose they are.
+func uncheckedProcesses(dir *state.Dir, r *state.Record) (all []int) {
+	roots := []int{r.Program.PID}
+	if !r.Program.Alive() {
+		owner := "OVERLAP_OWNER=" + dir.LauncherPath(r.Generation)
+		roots = slices.DeleteFunc(process.All(), func(pid int) bool {
+			id, err := process.Of(pid)
+			if err != nil || id.Start < r.Program.Start { // left by an earlier generation of that number
+				return true
+			}
+			group, err := syscall.Getpgid(pid)
+			return (err != nil || group != r.Program.PID || !Holds(pid, r)) && !slices.Contains(process.Environment(pid), owner)
+		})
 	}
+	for _, pid := range roots {
+		tree, _ := process.Tree(pid)
+		all = append(all, tree...)
+	}
+	ours, _ := process.Tree(os.Getpid())
+	slices.Sort(all)
+	return slices.DeleteFunc(slices.Compact(all), func(pid int) bool { return slices.Contains(ours, pid) })
+}
+
+// Holds reports whether a process has a socket of the record's.
+func Holds(pid int, r *state.Record) bool {
+	held, _ := sockdiag.Inodes(pid)
+	return slices.ContainsFunc(r.Listeners, func(l state.Listener) bool {
+		return slices.ContainsFunc(l.Inodes, func(ino uint64) bool { return slices.Contains(held, ino) })
+	})
 }

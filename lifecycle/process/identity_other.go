@@ -66,6 +66,12 @@ func Children(pid int) ([]int, error) {
 	return nil, fmt.Errorf("list the children of process %d: %w: it needs Linux's /proc", pid, errors.ErrUnsupported)
 }
 
+// All lists the processes that can be seen on Linux.
+func All() []int { return nil }
+
+// Environment is that of a process when it was started on Linux.
+func Environment(int) []string { return nil }
+
 // Tree lists the process and all its descendants on Linux; here it is an error.
 func Tree(pid int) ([]int, error) {
 	return nil, fmt.Errorf("list the descendants of process %d: %w: it needs Linux's /proc", pid, errors.ErrUnsupported)

@@ -28,6 +28,26 @@ func Children(pid int) ([]int, error) {
 	return children, nil
 }
 
+// All are the processes that can be seen.
+func All() (pids []int) {
+	all, _ := names("/proc")
+	for _, name := range all {
+		if pid, err := strconv.Atoi(name); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// Environment is that of a process when it was started, nil where it can't be read.
+func Environment(pid int) []string {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+	if err != nil {
+		return nil
+	}
+	return strings.Split(string(data), "\x00")
+}
+
 // Tree returns the process and all its descendants, parents before children. The
 // error wraps os.ErrProcessDone when the process does not exist. The list is a
 // snapshot that is not taken in one step: who is born or orphaned meanwhile may be

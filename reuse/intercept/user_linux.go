@@ -5,10 +5,15 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
+
+// changing is held while a thread is another user: what is put back is the process's, and another thread that found it
+// changed would leave it so.
+var changing sync.Mutex
 
 // asUser calls f, which looks into /proc at thread tid, and where that is refused once more as the thread's user and
 // group. A launcher that is root and has no CAP_SYS_PTRACE, as in a container, may not look at a program that stepped
@@ -23,6 +28,8 @@ func asUser(tid int, f func() error) error {
 	if unix.Stat("/proc/"+strconv.Itoa(tid), &st) != nil || int(st.Uid) == os.Geteuid() {
 		return err
 	}
+	changing.Lock()
+	defer changing.Unlock()
 	runtime.LockOSThread() // new threads of the runtime are not made from one that is locked
 	defer runtime.UnlockOSThread()
 	defer keepProcess()()

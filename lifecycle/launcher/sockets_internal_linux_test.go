@@ -1,0 +1,115 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"overlap/lifecycle/owner"
+	"overlap/reuse"
+	"overlap/reuse/intercept"
+)
+
+// TestComesWhileOthersGo: a socket that comes while somebody finds out what the program has closed is not taken for
+// closed, nor is its address given up.
+func TestComesWhileOthersGo(t *testing.T) {
+	t.Run("closed", func(t *testing.T) { comeWhileOthersGo(t, false) })
+	t.Run("given up", func(t *testing.T) { comeWhileOthersGo(t, true) })
+}
+
+func comeWhileOthersGo(t *testing.T, forget bool) {
+	log := slog.New(slog.DiscardHandler)
+	o, err := owner.Enter(t.Context(), owner.Config{Name: "web", Root: t.TempDir(), Launched: true, StartTimeout: 10 * time.Second, Log: log, UID: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	s := newSockets(&generation{owner: o, log: log, program: &program{tap: &intercept.Tap{}}})
+	a := unusedAddress(t)
+	var over atomic.Bool
+	reviewing := make(chan struct{})
+	go func() {
+		defer close(reviewing)
+		for !over.Load() {
+			s.follows(false, forget)
+		}
+	}()
+	defer func() { over.Store(true); <-reviewing }()
+	const tries = 1000
+	lost := 0
+	for range tries {
+		fd, ino := bound(t, a)
+		if err := s.bindAndListen(a, fd, ino); err != nil {
+			t.Error(err)
+		}
+		s.joining.Lock() // whoever looked while it came is done
+		m := s.member(a)
+		if m == nil || !slices.Contains(m.Inodes(), ino) {
+			lost++
+		} else {
+			m.Drop(ino)
+		}
+		unix.Close(fd)
+		s.joining.Unlock()
+	}
+	if lost > 0 {
+		t.Errorf("%d of %d sockets that came are not the generation's", lost, tries)
+	}
+}
+
+// bindAndListen does what happens at a bind and after a listen.
+func (s *sockets) bindAndListen(a reuse.Address, fd int, ino uint64) error {
+	s.g.owner.Claim(ino)
+	s.joining.Lock()
+	m, err := s.g.owner.Member(context.Background(), a)
+	s.mu.Lock()
+	s.pending[ino] = pending{a, os.Geteuid(), m, os.Getpid(), fd, time.Now()}
+	s.mu.Unlock()
+	s.joining.Unlock()
+	if err != nil {
+		return err
+	}
+	for end := time.Now().Add(rand.N(200 * time.Microsecond)); time.Now().Before(end); {
+	}
+	if err := unix.Listen(fd, 1); err != nil {
+		return err
+	}
+	_, err = s.lookAtPending()
+	return err
+}
+
+func unusedAddress(t *testing.T) reuse.Address {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return reuse.Address{Network: "tcp", AddrPort: ln.Addr().(*net.TCPAddr).AddrPort()}
+}
+
+// bound is a socket that shares its port, as a program's.
+func bound(t *testing.T, a reuse.Address) (fd int, ino uint64) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(reuse.Share(fd, a), unix.Bind(fd, &unix.SockaddrInet4{Port: int(a.AddrPort.Port()), Addr: a.AddrPort.Addr().As4()})); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		t.Fatal(err)
+	}
+	return fd, st.Ino
+}
