@@ -72,7 +72,7 @@ func (s *sockets) bindAndListen(a reuse.Address, fd int, ino uint64) error {
 	s.joining.Lock()
 	m, err := s.g.owner.Member(context.Background(), a)
 	s.mu.Lock()
-	s.pending[ino] = pending{a, os.Geteuid(), m, os.Getpid(), fd, time.Now()}
+	s.pending[ino] = pending{address: a, uid: os.Geteuid(), member: m, pid: os.Getpid(), fd: fd, since: time.Now()}
 	s.mu.Unlock()
 	s.joining.Unlock()
 	if err != nil {

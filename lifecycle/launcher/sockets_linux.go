@@ -70,6 +70,7 @@ type pending struct {
 	pid    int
 	fd     int // in that process, when it was bound
 	since  time.Time
+	failed error // why it listens and is not steered
 }
 
 func newSockets(g *generation) *sockets {
@@ -126,7 +127,7 @@ func (s *sockets) bind(b intercept.Bind) error {
 	// It may listen before it is a member's, while the program binds another that overlaps it.
 	s.g.owner.Claim(b.Inode)
 	s.mu.Lock()
-	s.pending[b.Inode] = pending{a, b.UID, m, b.PID, b.FD, time.Now()}
+	s.pending[b.Inode] = pending{address: a, uid: b.UID, member: m, pid: b.PID, fd: b.FD, since: time.Now()}
 	s.mu.Unlock()
 	s.poke()
 	s.watch(b.PID)
@@ -179,7 +180,7 @@ func (s *sockets) open(a reuse.Address, b intercept.Bind) error {
 		}
 	}
 	s.mu.Lock()
-	s.rememberLocked(b.Inode, pending{a, b.UID, nil, b.PID, b.FD, time.Now()})
+	s.rememberLocked(b.Inode, pending{address: a, uid: b.UID, pid: b.PID, fd: b.FD, since: time.Now()})
 	s.mu.Unlock()
 	s.watch(b.PID)
 	return nil
@@ -445,9 +446,12 @@ func (s *sockets) look() error {
 	}
 	opened, err := s.lookAtPending()
 	for ino, p := range opened {
-		if err := s.steer(ino, p); err != nil {
-			s.g.log.Warn("a port that the program has opened is not steered", "address", p.address, "error", err)
+		if p.failed = s.steer(ino, p); p.failed == nil {
+			continue
 		}
+		s.mu.Lock()
+		s.pending[ino] = p // others come and go
+		s.mu.Unlock()
 	}
 	return err
 }
@@ -625,6 +629,8 @@ func (s *sockets) catchUp() {
 		select {
 		case <-s.stop:
 			return
+		case <-s.wake:
+			pause = time.Millisecond
 		case <-time.After(pause):
 		}
 	}
@@ -638,6 +644,9 @@ func (s *sockets) count() int {
 		if time.Since(p.since) > giveUp {
 			delete(s.pending, ino)
 			s.g.owner.Disclaim(ino)
+			if p.failed != nil {
+				s.g.log.Warn("a port that the program has opened is not steered", "address", p.address, "error", p.failed)
+			}
 			p.member = nil // nothing keeps it among the generation's
 			s.rememberLocked(ino, p)
 		}
