@@ -771,6 +771,31 @@ func TestParseSockaddr(t *testing.T) {
 }
 
 // BenchmarkStart is what the filter and its thread cost beside a plain start.
+// TestMakeModeUnderSignals: a signal that the launcher gets while it puts a socket into the program changes nothing for that.
+func TestMakeModeUnderSignals(t *testing.T) {
+	p := start(t, Options{Mode: Make, Made: func(*os.File, int, int) error { return nil }}, nil)
+	ctx, stop := context.WithCancel(t.Context())
+	var signals sync.WaitGroup
+	signals.Go(func() {
+		for ctx.Err() == nil {
+			threads, err := os.ReadDir("/proc/self/task")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for range 50 {
+				for _, thread := range threads {
+					tid, _ := strconv.Atoi(thread.Name())
+					unix.Tgkill(unix.Getpid(), tid, unix.SIGURG) // which the runtime ignores
+				}
+			}
+		}
+	})
+	p.expect(t, "ok", "sockets", "20000")
+	stop()
+	signals.Wait()
+}
+
 func BenchmarkStart(b *testing.B) {
 	for _, mode := range []Mode{Fetch, Make, Off} {
 		b.Run(mode.String(), func(b *testing.B) {

@@ -156,6 +156,26 @@ func testVerb(verb []string) (answer string, keep any) {
 		flags, _ := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
 		share, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT)
 		return fmt.Sprintf("nonblock=%t cloexec=%t reuseport=%d", status&unix.O_NONBLOCK != 0, flags&unix.FD_CLOEXEC != 0, share), nil
+	case "sockets": // sockets N: each is one, and the same number comes again
+		n, _ := strconv.Atoi(verb[1])
+		first := -1
+		for i := range n {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return errnoText(err), nil
+			}
+			if _, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
+				return fmt.Sprintf("socket %d is descriptor %d: %v", i, fd, err), nil
+			}
+			if i == 0 {
+				first = fd
+			}
+			if fd != first {
+				return fmt.Sprintf("socket %d is descriptor %d, not %d", i, fd, first), nil
+			}
+			unix.Close(fd)
+		}
+		return "ok", nil
 	case "exhaust": // sockets until there is none left
 		unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 32, Max: 32})
 		for {

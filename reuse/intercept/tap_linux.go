@@ -371,22 +371,22 @@ func (t *Tap) socket(c call) (verdict syscall.Errno, answered bool) {
 	return c.give(fd, full&unix.SOCK_CLOEXEC != 0)
 }
 
-// give puts a copy of fd into the program as the result of its call.
+// give puts a copy of fd into the program as the result of its call, in two steps. With SECCOMP_ADDFD_FLAG_SEND it would
+// be one (Linux 5.14), but a signal to the launcher in the midst of that takes the descriptor back and leaves the answer: the
+// program's socket(2) returns 0 (seccomp_notify_addfd in kernel/seccomp.c). So does a freezer, which no mask of signals keeps
+// away. Before Linux 5.19 (WAIT_KILLABLE_RECV) a signal to the program between the steps costs it a descriptor
+// that it does not know of.
 func (c call) give(fd int, closeOnExec bool) (verdict syscall.Errno, answered bool) {
-	a := addition{ID: c.n.ID, Flags: unix.SECCOMP_ADDFD_FLAG_SEND, Source: uint32(fd)}
+	a := addition{ID: c.n.ID, Source: uint32(fd)}
 	if closeOnExec {
 		a.NewFDFlags = unix.O_CLOEXEC
 	}
-	_, errno := c.ioctl(unix.SECCOMP_IOCTL_NOTIF_ADDFD, unsafe.Pointer(&a))
-	if errno == unix.EINVAL { // before Linux 5.14: in two steps
-		a.Flags = 0
-		var number int
-		if number, errno = c.ioctl(unix.SECCOMP_IOCTL_NOTIF_ADDFD, unsafe.Pointer(&a)); errno == 0 {
-			c.send(response{ID: c.n.ID, Value: int64(number)})
-		}
-	}
+	number, errno := c.ioctl(unix.SECCOMP_IOCTL_NOTIF_ADDFD, unsafe.Pointer(&a))
 	switch errno {
-	case 0, unix.ENOENT, unix.EBADF: // done, or nobody waits for it any more
+	case 0:
+		c.send(response{ID: c.n.ID, Value: int64(number)})
+		return goOn, true
+	case unix.ENOENT, unix.EBADF: // nobody waits for it any more
 		return goOn, true
 	case unix.EMFILE, unix.ENFILE, unix.ENOMEM:
 		return errno, false
