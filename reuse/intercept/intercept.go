@@ -12,9 +12,9 @@ import (
 type Mode int
 
 const (
-	// Auto takes Fetch where it works. Else it takes Make, if Options.Made is
-	// set and the program ends with the launcher (Options.ParentDeath, or the
-	// launcher is PID 1). Else Start fails with ErrNoAccess.
+	// Auto takes Fetch where it works, and will when the program becomes another user. Else it takes Make,
+	// if Options.Made is set and the program ends with the launcher (Options.ParentDeath, or the
+	// launcher is PID 1). Else it takes Fetch as long as that works, or Start fails with ErrNoAccess.
 	Auto Mode = iota
 	// Fetch takes a copy of the socket at bind(2).
 	Fetch

@@ -83,11 +83,12 @@ func decide(cmd *exec.Cmd, o Options) (plan, error) {
 	}
 	if o.Mode != Make {
 		refused := errors.Join(a.memory, a.descriptors)
-		if refused == nil {
+		mayMake := o.Mode == Auto && o.Made != nil && (o.ParentDeath || os.Getpid() == 1)
+		if refused == nil && !(mayMake && passing()) {
 			p.mode, p.bind = Fetch, true
 			return p, nil
 		}
-		if o.Mode == Fetch || o.Made == nil || !o.ParentDeath && os.Getpid() != 1 {
+		if !mayMake {
 			return p, fmt.Errorf("%w: %v (it needs Linux 5.6; the same user, or CAP_SYS_PTRACE; kernel.yama.ptrace_scope below 2; and in a container a seccomp profile with pidfd_getfd, as by docker run --cap-add SYS_PTRACE)", ErrNoAccess, refused)
 		}
 	}
