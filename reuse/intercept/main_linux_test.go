@@ -506,7 +506,7 @@ func testLauncher(role string) int {
 		for range 60 {
 			if cmd, err := sleep(); err == nil {
 				programs = append(programs, cmd)
-			} else if failed++; !strings.Contains(err.Error(), "resource temporarily unavailable") {
+			} else if failed++; !strings.Contains(err.Error(), "resource temporarily unavailable (at a limit of processes and threads") {
 				return complain(err)
 			}
 		}

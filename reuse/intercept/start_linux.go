@@ -225,11 +225,21 @@ func (l *launch) failure(err error) error {
 		return fmt.Errorf("start %s: %v", l.cmd.Path, err)
 	}
 	switch attr := l.cmd.SysProcAttr; {
-	case errno == unix.EAGAIN, errno == unix.ENOMEM, errno == unix.EMFILE, errno == unix.ENFILE,
+	case errno == unix.EAGAIN:
+		return fmt.Errorf("start %s: %v%s", l.cmd.Path, err, atLimit(errno))
+	case errno == unix.ENOMEM, errno == unix.EMFILE, errno == unix.ENFILE,
 		(errno == unix.EPERM || errno == unix.EINVAL) && attr != nil && (attr.Credential != nil || attr.Cloneflags != 0):
 		return fmt.Errorf("start %s: %v", l.cmd.Path, err)
 	}
 	return &exec.Error{Name: l.cmd.Path, Err: errno}
+}
+
+// atLimit says what it is that is temporarily unavailable to clone(2).
+func atLimit(err error) string {
+	if errors.Is(err, unix.EAGAIN) {
+		return " (at a limit of processes and threads: docker run --pids-limit, systemd's TasksMax, or ulimit -u)"
+	}
+	return ""
 }
 
 // closeOnExecFrom has all descriptors from first on closed by execve. Before
