@@ -25,7 +25,7 @@ type Address struct {
 }
 
 // ParseAddress resolves network ("tcp", "tcp4", "tcp6", "udp", "udp4", "udp6") and addr
-// ("host:port" as net.Listen takes it). An empty host is the dual-stack wildcard [::], or
+// ("host:port" as net.Listen takes it). An empty host, and "::", is the dual-stack wildcard [::], or
 // 0.0.0.0 where the machine has no IPv6.
 func ParseAddress(ctx context.Context, network, addr string) (Address, error) {
 	var a Address
@@ -46,6 +46,9 @@ func ParseAddress(ctx context.Context, network, addr string) (Address, error) {
 		return a, fmt.Errorf("address %q: %w", addr, err)
 	}
 	ip := netip.IPv6Unspecified()
+	if literal, err := netip.ParseAddr(host); err == nil && literal == ip {
+		host = "" // the resolver adds 0.0.0.0 to it, so that net.Dial finds a way
+	}
 	switch {
 	case host == "" && strings.HasSuffix(network, "4"), host == "" && !hasIPv6():
 		ip = netip.IPv4Unspecified()

@@ -33,6 +33,11 @@ func TestDocker(t *testing.T) {
 		// Where it is not PID 1 itself, and where the profile is wider.
 		parallel(t, "reload/init", func(t *testing.T) { d.reloads(t, append(slices.Clone(root), "--init")) })
 		parallel(t, "reload/ptrace", func(t *testing.T) { d.reloads(t, append(slices.Clone(root), "--cap-add", "SYS_PTRACE")) })
+		// Root without SYS_PTRACE, where pidfd_getfd is refused, and where it is not.
+		parallel(t, "another user/default", func(t *testing.T) { d.anotherUser(t, root) })
+		parallel(t, "another user/unconfined", func(t *testing.T) {
+			d.anotherUser(t, append(slices.Clone(root), "--security-opt", "seccomp=unconfined"))
+		})
 		parallel(t, "two containers", d.two)
 	})
 }
@@ -96,6 +101,19 @@ func (d *docker) datagrams(t *testing.T, flags []string) {
 	if out := c.must("logs", c.name); !strings.Contains(out, "the program's sockets are made by the launcher") {
 		t.Errorf("the profile lets descriptors be copied, so the test proves nothing: %s", out)
 	}
+	c.stop(0)
+}
+
+// anotherUser: a program that becomes another user by itself, before it binds, is replaced too.
+func (d *docker) anotherUser(t *testing.T, flags []string) {
+	c := d.run(t, flags, d.programs, "fixture", "--user", "65534", "--listen", ":8080")
+	c.serves(1)
+	c.without("fixture", func() {
+		for n := range 3 {
+			c.must("exec", c.name, "overlap", "reload")
+			c.serves(2 + n)
+		}
+	})
 	c.stop(0)
 }
 

@@ -40,6 +40,15 @@ type launcher struct {
 
 	events  chan happening
 	hangups chan struct{} // a SIGHUP that was not heeded yet
+
+	said sync.Map // see once
+}
+
+// once says what is degraded, which is the same for each generation.
+func (l *launcher) once(log *slog.Logger, level slog.Level, text string) {
+	if _, again := l.said.LoadOrStore(text, true); !again {
+		log.Log(context.Background(), level, text)
+	}
 }
 
 // happening is what a generation tells the launcher.

@@ -168,6 +168,9 @@ func TestLossMade(t *testing.T) {
 			addr := free(t, "tcp", "127.0.0.1")
 			start(s, addr)
 			s.loss(addr, false)
+			if times := strings.Count(s.output(), "sockets are made by the launcher"); times != 1 {
+				t.Errorf("that it makes the sockets is said %d times in the life of a launcher", times)
+			}
 		})
 	}
 }

@@ -3,6 +3,7 @@ package launcher
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,8 +59,10 @@ func startProgram(g *generation) (*program, error) {
 	if errors.Is(err, intercept.ErrNoAccess) && os.Getpid() != 1 {
 		// Without access the launcher must make the program's sockets, and then its death
 		// must be the program's: every later connection of the program would fail.
-		g.log.Warn("the program will end with its launcher", "because", err)
-		err = p.exec(g, path, intercept.Make, true)
+		g.log.Debug("the program's sockets can't be reached", "error", err)
+		if err = p.exec(g, path, intercept.Make, true); err == nil {
+			g.l.once(g.log, slog.LevelWarn, "the program's sockets are made by the launcher, and it ends with it: there is no ptrace access to it (CAP_SYS_PTRACE lifts it)")
+		}
 	}
 	if err != nil {
 		var e *exec.Error
@@ -76,10 +79,10 @@ func startProgram(g *generation) (*program, error) {
 		p.id = process.Identity{PID: p.cmd.Process.Pid}
 	}
 	if p.tap.NoNewPrivs() {
-		g.log.Info("setuid and file capabilities are off in the program (no_new_privs); CAP_SYS_ADMIN or --reuse off lifts it")
+		g.l.once(g.log, slog.LevelInfo, "setuid and file capabilities are off in the program (no_new_privs); CAP_SYS_ADMIN or --reuse off lifts it")
 	}
-	if p.tap.Mode() == intercept.Make {
-		g.log.Info("the program's sockets are made by the launcher: it has no ptrace access to it")
+	if p.tap.Mode() == intercept.Make && os.Getpid() == 1 {
+		g.l.once(g.log, slog.LevelInfo, "the program's sockets are made by the launcher: there is no ptrace access to it (CAP_SYS_PTRACE lifts it)")
 	}
 	if g.l.serving() == nil {
 		g.l.terminal.give(p.pid())

@@ -248,27 +248,32 @@ func (s *sockets) member(a reuse.Address) *reuse.Member {
 
 // listen is called before a socket of the program listens, while the program waits.
 func (s *sockets) listen(l intercept.Listen) error {
-	s.mu.Lock()
-	p, ok := s.pending[l.Inode]
-	if !ok {
-		if p, ok = s.silent[l.Inode]; ok {
-			delete(s.silent, l.Inode)
-		}
+	if l.Inode == 0 {
+		return s.unseen(l)
 	}
-	if ok {
-		p.pid, p.fd, p.since = l.PID, l.FD, time.Now()
-		s.pending[l.Inode] = p
-		s.g.owner.Claim(l.Inode)
-	}
-	s.mu.Unlock()
-	if !ok {
-		return nil
-	}
-	s.poke()
-	if l.Socket == nil || p.member == nil {
+	p, ok := s.comes(l.Inode, l.PID, l.FD)
+	if !ok || l.Socket == nil || p.member == nil {
 		return nil
 	}
 	return withDescriptor(l.Socket, func(fd int) error { return reuse.Share(fd, p.address) })
+}
+
+// comes has a socket that was bound waited for; false where it was not.
+func (s *sockets) comes(ino uint64, pid, fd int) (p pending, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p, ok = s.pending[ino]; !ok {
+		if p, ok = s.silent[ino]; ok {
+			delete(s.silent, ino)
+		}
+	}
+	if ok {
+		p.pid, p.fd, p.since = pid, fd, time.Now()
+		s.pending[ino] = p
+		s.g.owner.Claim(ino)
+		s.poke()
+	}
+	return p, ok
 }
 
 // taken reports whether the kernel would refuse a bind because the program itself has the address already: to share its

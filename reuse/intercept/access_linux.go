@@ -46,6 +46,18 @@ func accessFor(cmd *exec.Cmd) (access, error) {
 	return *known.access, nil
 }
 
+// passing reports whether the access that there is ends when the program becomes another user: this is root without
+// CAP_SYS_PTRACE, as in a container whose profile lets pidfd_getfd through (podman's), and the program may (CAP_SETUID).
+func passing() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if os.Geteuid() != 0 || unix.Capget(&header, &data[0]) != nil {
+		return false
+	}
+	has := func(number int) bool { return data[number/32].Effective&(1<<(number%32)) != 0 }
+	return has(unix.CAP_SETUID) && !has(unix.CAP_SYS_PTRACE)
+}
+
 // tryAccess starts such a child with cmd's user and namespaces.
 func tryAccess(cmd *exec.Cmd) (access, error) {
 	path, err := executable()

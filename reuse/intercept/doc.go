@@ -58,7 +58,8 @@
 //     and file capabilities from what the program executes: [Tap.NoNewPrivs].
 //   - A process of the program that is not dumpable (prctl(2), PR_SET_DUMPABLE:
 //     its file cannot be read, or it changed its user) and a launcher without
-//     CAP_SYS_PTRACE: its binds go on untouched, with a warning in the log. The
+//     CAP_SYS_PTRACE: its binds go on untouched, with a warning in the log. In Make
+//     mode its TCP sockets are known when they listen ([Listen.Made]). The
 //     same under Yama's setting 1 for one that is no descendant of the launcher
 //     any more; a launcher that is a subreaper keeps them.
 //   - The call waits for the launcher. One that is stopped (SIGSTOP) holds up the

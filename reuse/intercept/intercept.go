@@ -12,9 +12,9 @@ import (
 type Mode int
 
 const (
-	// Auto takes Fetch where it works. Else it takes Make, if Options.Made is
-	// set and the program ends with the launcher (Options.ParentDeath, or the
-	// launcher is PID 1). Else Start fails with ErrNoAccess.
+	// Auto takes Fetch where it works, and will when the program becomes another user. Else it takes Make,
+	// if Options.Made is set and the program ends with the launcher (Options.ParentDeath, or the
+	// launcher is PID 1). Else it takes Fetch as long as that works, or Start fails with ErrNoAccess.
 	Auto Mode = iota
 	// Fetch takes a copy of the socket at bind(2).
 	Fetch
@@ -104,11 +104,18 @@ func (b Bind) Steered() {
 type Listen struct {
 	// PID is the process, and FD its descriptor.
 	PID, FD int
-	// Inode is the socket's inode number. In Make mode the socket may listen already, and be of any kind.
+	// Inode is the socket's inode number. In Make mode the socket may listen already, and be of any kind; 0 is one that
+	// the launcher may not look at: see Made.
 	Inode uint64
 	// Socket is a copy of the program's socket, valid during the callback; nil in Make mode.
 	Socket *os.File
+
+	tap *Tap
 }
+
+// Made reports, during the callback, whether a socket is one of the newest of TCP that were made for the program, in Make
+// mode. The launcher knows them whoever has them by now, and by whatever descriptor.
+func (l Listen) Made(inode uint64) bool { return l.tap != nil && l.tap.gave(inode) }
 
 // Options say what the launcher does at the program's calls. The zero value
 // refuses MPTCP sockets and does nothing else.
@@ -122,7 +129,8 @@ type Options struct {
 	// the Tap. It can be nil. In Make mode it is called only where the launcher
 	// has access to the program's memory.
 	Bind func(Bind) error
-	// Listen is called before a listen(2) of a TCP socket, as Bind is. It can be nil.
+	// Listen is called before a listen(2) of a TCP socket, as Bind is. It can be nil. In Make mode it is called with what
+	// the launcher may not look at too.
 	Listen func(Listen) error
 	// Missed is called with each bind that could not be looked at and went on
 	// untouched, from the same goroutine as Bind. The error says why: it wraps

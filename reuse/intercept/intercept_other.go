@@ -42,6 +42,8 @@ func (t *Tap) Mode() Mode { return Off }
 
 func (t *Tap) steer(uint64) {}
 
+func (t *Tap) gave(uint64) bool { return false }
+
 // Close closes Done.
 func (t *Tap) Close() error {
 	t.once.Do(func() { close(t.done) })

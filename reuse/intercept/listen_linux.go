@@ -1,6 +1,7 @@
 package intercept
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -14,14 +15,14 @@ func (t *Tap) listen(c call) syscall.Errno {
 	if t.o.Listen == nil || tid == 0 || fd < 0 || !sameNetwork(tid) {
 		return goOn
 	}
-	l := Listen{FD: fd}
+	l := Listen{FD: fd, tap: t}
 	var err error
 	if l.PID, err = threadGroup(tid); err != nil {
 		return goOn
 	}
 	if t.mode == Make {
 		var st unix.Stat_t
-		if asUser(tid, func() error { return unix.Stat(pathOf(tid, fd), &st) }) != nil {
+		if err := asUser(tid, func() error { return unix.Stat(pathOf(tid, fd), &st) }); err != nil && !errors.Is(err, os.ErrPermission) {
 			return goOn
 		}
 		l.Inode = st.Ino

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,6 +31,7 @@ type settings struct {
 const (
 	maxSet     = 1024
 	maxSteered = 4096
+	maxMade    = 4096
 )
 
 // recent remembers something of the newest sockets, by inode. It holds none of them open.
@@ -71,7 +73,9 @@ func (t *Tap) option(c call) (done bool) {
 		return err
 	})
 	if err != nil {
-		if !errors.Is(err, unix.ENOENT) && c.valid() {
+		// What can't be looked at may still be seen in another way (see Listen.Made), but for attempts to steer.
+		silent := errors.Is(err, unix.ENOENT) || t.mode == Make && errors.Is(err, os.ErrPermission) && !slices.Contains(steeringOptions, uint32(name))
+		if !silent && c.valid() {
 			t.log.Warn("cannot see the socket of a setsockopt; it goes on untouched", "tid", tid, "option", name, "error", err)
 		}
 		return false

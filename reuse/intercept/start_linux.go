@@ -83,11 +83,12 @@ func decide(cmd *exec.Cmd, o Options) (plan, error) {
 	}
 	if o.Mode != Make {
 		refused := errors.Join(a.memory, a.descriptors)
-		if refused == nil {
+		mayMake := o.Mode == Auto && o.Made != nil && (o.ParentDeath || os.Getpid() == 1)
+		if refused == nil && !(mayMake && passing()) {
 			p.mode, p.bind = Fetch, true
 			return p, nil
 		}
-		if o.Mode == Fetch || o.Made == nil || !o.ParentDeath && os.Getpid() != 1 {
+		if !mayMake {
 			return p, fmt.Errorf("%w: %v (it needs Linux 5.6; the same user, or CAP_SYS_PTRACE; kernel.yama.ptrace_scope below 2; and in a container a seccomp profile with pidfd_getfd, as by docker run --cap-add SYS_PTRACE)", ErrNoAccess, refused)
 		}
 	}
@@ -224,11 +225,21 @@ func (l *launch) failure(err error) error {
 		return fmt.Errorf("start %s: %v", l.cmd.Path, err)
 	}
 	switch attr := l.cmd.SysProcAttr; {
-	case errno == unix.EAGAIN, errno == unix.ENOMEM, errno == unix.EMFILE, errno == unix.ENFILE,
+	case errno == unix.EAGAIN:
+		return fmt.Errorf("start %s: %v%s", l.cmd.Path, err, atLimit(errno))
+	case errno == unix.ENOMEM, errno == unix.EMFILE, errno == unix.ENFILE,
 		(errno == unix.EPERM || errno == unix.EINVAL) && attr != nil && (attr.Credential != nil || attr.Cloneflags != 0):
 		return fmt.Errorf("start %s: %v", l.cmd.Path, err)
 	}
 	return &exec.Error{Name: l.cmd.Path, Err: errno}
+}
+
+// atLimit says what it is that is temporarily unavailable to clone(2).
+func atLimit(err error) string {
+	if errors.Is(err, unix.EAGAIN) {
+		return " (at a limit of processes and threads: docker run --pids-limit, systemd's TasksMax, or ulimit -u)"
+	}
+	return ""
 }
 
 // closeOnExecFrom has all descriptors from first on closed by execve. Before

@@ -1,6 +1,7 @@
 package intercept
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,6 +30,7 @@ type Tap struct {
 	// Of the goroutine that serves:
 	set     recent[settings] // in Make mode
 	steered recent[bool]     // sockets of which Bind.Steered spoke
+	made    recent[bool]     // in Make mode, stream sockets
 	left    sync.Once        // says that an attempt to steer had no effect
 }
 
@@ -261,7 +263,11 @@ func (t *Tap) bind(c call) syscall.Errno {
 	missed := func(err error) syscall.Errno {
 		// A thread that is gone is no news.
 		if c.valid() {
-			t.log.Warn("cannot reach the socket of a bind; it goes on untouched", "tid", c.n.TID, "error", err)
+			level := slog.LevelWarn
+			if t.mode == Make && errors.Is(err, os.ErrPermission) {
+				level = slog.LevelDebug // of TCP it is seen before it listens: see Listen.Made
+			}
+			t.log.Log(context.Background(), level, "cannot reach the socket of a bind; it goes on untouched", "tid", c.n.TID, "error", err)
 			if t.o.Missed != nil {
 				t.o.Missed(err)
 			}
@@ -368,8 +374,14 @@ func (t *Tap) socket(c call) (verdict syscall.Errno, answered bool) {
 	if t.o.Bind != nil && t.o.Keep != nil && t.o.Keep(domain, typ) {
 		t.kept.put(fd) // before the program can bind it
 	}
+	var st unix.Stat_t
+	if typ == unix.SOCK_STREAM && unix.Fstat(fd, &st) == nil {
+		t.made.put(st.Ino, true, maxMade)
+	}
 	return c.give(fd, full&unix.SOCK_CLOEXEC != 0)
 }
+
+func (t *Tap) gave(inode uint64) bool { return t.made.of[inode] }
 
 // give puts a copy of fd into the program as the result of its call, in two steps. With SECCOMP_ADDFD_FLAG_SEND it would
 // be one (Linux 5.14), but a signal to the launcher in the midst of that takes the descriptor back and leaves the answer: the

@@ -66,7 +66,7 @@ func spendThreadLocked() error {
 	}
 	missing := fewest + spareThreads - have
 	if err := room(missing + roomThreads); err != nil {
-		return fmt.Errorf("make room for threads: %v", os.NewSyscallError("clone", err))
+		return fmt.Errorf("make room for threads: %v%s", os.NewSyscallError("clone", err), atLimit(err))
 	}
 	makeThreads(have + missing)
 	return nil

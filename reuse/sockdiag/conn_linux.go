@@ -73,6 +73,12 @@ func (c *Conn) Listeners(port uint16, families ...uint8) ([]Socket, error) {
 	return c.sockets("list TCP listeners", unix.IPPROTO_TCP, 1<<StateListen, port, families...)
 }
 
+// Bound returns the TCP sockets that are bound and neither listen nor are connected. Before Linux 6.8 the kernel shows
+// none of them. It walks the whole table of ports for it, once for each family.
+func (c *Conn) Bound(families ...uint8) ([]Socket, error) {
+	return c.sockets("list bound TCP sockets", unix.IPPROTO_TCP, 1<<StateBound, 0, families...)
+}
+
 // Datagrams returns the UDP sockets with a local port, connected ones included
 // ([StateEstablished]); port 0 means all.
 func (c *Conn) Datagrams(port uint16, families ...uint8) ([]Socket, error) {

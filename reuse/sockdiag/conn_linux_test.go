@@ -105,6 +105,48 @@ func inodeOf(t *testing.T, c syscall.Conn) uint64 {
 	return stat.Ino
 }
 
+// TestBound: sockets that are bound and neither listen nor are connected, as their binds made them.
+func TestBound(t *testing.T) {
+	c := open(t)
+	for _, tt := range []struct {
+		family int
+		v6only int
+		local  string
+	}{{unix.AF_INET, 0, "127.0.0.1"}, {unix.AF_INET6, 0, "::"}, {unix.AF_INET6, 1, "::"}} {
+		fd := must[int](t)(unix.Socket(tt.family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
+		defer unix.Close(fd)
+		var name unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}
+		if tt.family == unix.AF_INET6 {
+			name = &unix.SockaddrInet6{}
+			if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, tt.v6only); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var st unix.Stat_t
+		if err := errors.Join(unix.Bind(fd, name), unix.Fstat(fd, &st)); err != nil {
+			t.Fatal(err)
+		}
+		find := func() []Socket {
+			all := must[[]Socket](t)(c.Bound())
+			return slices.DeleteFunc(all, func(s Socket) bool { return s.Inode != st.Ino })
+		}
+		found := find()
+		if len(found) == 0 && tt.family == unix.AF_INET {
+			t.Skip("the kernel shows no bound sockets: it takes Linux 6.8")
+		}
+		if len(found) != 1 || found[0].Local.Addr().String() != tt.local || found[0].Local.Port() == 0 || found[0].V6Only != (tt.v6only == 1) ||
+			int(found[0].Family) != tt.family || found[0].State != StateClosed || found[0].UID != uint32(os.Getuid()) {
+			t.Errorf("%+v: found %+v", tt, found)
+		}
+		if err := unix.Listen(fd, 1); err != nil {
+			t.Fatal(err)
+		}
+		if found := find(); len(found) != 0 {
+			t.Errorf("%+v: it listens, and is found as %+v", tt, found)
+		}
+	}
+}
+
 func TestListeners(t *testing.T) {
 	c := open(t)
 	for _, tt := range []struct {

@@ -23,6 +23,9 @@ func (c *Conn) Close() error { return errPlatform }
 // Listeners fails as [Open] does.
 func (c *Conn) Listeners(port uint16, families ...uint8) ([]Socket, error) { return nil, errPlatform }
 
+// Bound fails as [Open] does.
+func (c *Conn) Bound(families ...uint8) ([]Socket, error) { return nil, errPlatform }
+
 // Datagrams fails as [Open] does.
 func (c *Conn) Datagrams(port uint16, families ...uint8) ([]Socket, error) { return nil, errPlatform }
 

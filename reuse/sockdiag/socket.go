@@ -31,6 +31,7 @@ const (
 	StateLastAck     uint8 = 9
 	StateListen      uint8 = 10
 	StateClosing     uint8 = 11
+	StateBound       uint8 = 13 // of a request alone: StateClosed is what the kernel answers, see [Conn.Bound]
 )
 
 // Socket is what the kernel says of one TCP or UDP socket.
