@@ -103,7 +103,7 @@ func locateOnce(diag *sockdiag.Conn, a Address) ([]uint64, error) {
 	if len(visible) == n {
 		places, err := locateByCount(diag, a, before, n, 0)
 		if errors.Is(err, errNoise) {
-			return locateInTurn(diag, a, before, n)
+			return locateBesideNoise(diag, a, before, n)
 		}
 		return places, err
 	}
@@ -132,12 +132,12 @@ func asTheyCame(a Address, sockets []sockdiag.Socket, members map[uint64]uint32)
 // comes to several by hash, or to one that has a place.
 func locateBesideHidden(diag *sockdiag.Conn, a Address, before map[uint64]uint32, visible []uint64) ([]uint64, error) {
 	var failed error
-	for _, inTurn := range []bool{false, true} {
+	for _, noisy := range []bool{false, true} {
 		for n := len(before); n >= max(len(visible), 1); n-- {
 			var places []uint64
 			var err error
-			if inTurn {
-				places, err = locateInTurn(diag, a, before, n)
+			if noisy {
+				places, err = locateBesideNoise(diag, a, before, n)
 			} else {
 				places, err = locateByCount(diag, a, before, n, 1) // what has no place drops nothing
 			}
@@ -259,6 +259,160 @@ func awaitDrops(diag *sockdiag.Conn, a Address, before map[uint64]uint32, sent i
 			return after, nil
 		case sum > sent, time.Now().After(deadline):
 			return nil, errNoise
+		}
+	}
+}
+
+// locateBesideNoise is for sockets that drop packets of clients at the same time.
+func locateBesideNoise(diag *sockdiag.Conn, a Address, before map[uint64]uint32, n int) ([]uint64, error) {
+	if n > manySockets {
+		return locateInHalves(diag, a, before, n)
+	}
+	return locateInTurn(diag, a, before, n)
+}
+
+const (
+	// manySockets can be asked for in halves faster than one after the other.
+	manySockets = 32
+	// halves are the rounds of that, a bit each, and sureHalves those after which a result is looked for.
+	halves     = 64
+	sureHalves = 12
+)
+
+// locateInHalves sends a packet to each of a random half of the places, again and again. A socket that has not dropped one in
+// some round stands at none of the places that were sent one in it, whatever else is dropped.
+func locateInHalves(diag *sockdiag.Conn, a Address, before map[uint64]uint32, n int) ([]uint64, error) {
+	inodes := keys(before)
+	sent := make([]uint64, n)           // of a place: the rounds in which it was sent a packet
+	seen := make([]uint64, len(inodes)) // of a socket: those in which it dropped some
+	for round := range halves {
+		half := randomHalf(n)
+		hit, err := droppedThere(diag, a, before, half, func(hit map[uint64]bool) bool { return len(hit) >= len(half) })
+		if err != nil {
+			return nil, err
+		}
+		for _, place := range half {
+			sent[place] |= 1 << round
+		}
+		for i, ino := range inodes {
+			if hit[ino] {
+				seen[i] |= 1 << round
+			}
+		}
+		if round+1 < sureHalves || round%4 != 3 {
+			continue
+		}
+		at, done, possible := match(sent, seen)
+		if !possible {
+			return nil, errMoved
+		}
+		if !done {
+			continue
+		}
+		places := make([]uint64, n)
+		for place, i := range at {
+			places[place] = inodes[i]
+		}
+		return places, confirmInHalves(diag, a, before, places)
+	}
+	return nil, errors.New("the sockets drop too many packets to be told apart")
+}
+
+// match finds for each place the socket that dropped something whenever the place was sent something. It is done when each has
+// one, and impossible when one has none.
+func match(sent, seen []uint64) (at []int, done, possible bool) {
+	at = slices.Repeat([]int{-1}, len(sent))
+	taken := make([]bool, len(seen))
+	for left, changed := len(sent), true; changed; {
+		changed = false
+		for place, rounds := range sent {
+			if at[place] >= 0 {
+				continue
+			}
+			found := -1
+			for i, drops := range seen {
+				if taken[i] || rounds&^drops != 0 {
+					continue
+				}
+				if found >= 0 {
+					found = -2
+					break
+				}
+				found = i
+			}
+			switch {
+			case found == -1:
+				return nil, false, false
+			case found >= 0:
+				at[place], taken[found], changed = found, true, true
+				left--
+			}
+		}
+		if left == 0 {
+			return at, true, true
+		}
+	}
+	return nil, false, true
+}
+
+// confirmInHalves looks a few times more whether each place's packets come to its socket: a client's packet may have
+// passed for a late one of the locator.
+func confirmInHalves(diag *sockdiag.Conn, a Address, before map[uint64]uint32, places []uint64) error {
+	for range sureHalves {
+		half := randomHalf(len(places))
+		_, err := droppedThere(diag, a, before, half, func(hit map[uint64]bool) bool {
+			return !slices.ContainsFunc(half, func(place int) bool { return !hit[places[place]] })
+		})
+		if err != nil {
+			return err
+		}
+	}
+	after, err := members(diag, a)
+	if err == nil && !slices.Equal(keys(before), keys(after)) {
+		err = errMoved
+	}
+	return err
+}
+
+// randomHalf are some of n places, one at least.
+func randomHalf(n int) (half []int) {
+	for len(half) == 0 {
+		for place := range n {
+			if rand.IntN(2) == 0 {
+				half = append(half, place)
+			}
+		}
+	}
+	return half
+}
+
+// droppedThere sends a packet to each of the places and returns the sockets that have dropped some, once that is enough.
+func droppedThere(diag *sockdiag.Conn, a Address, all map[uint64]uint32, places []int, enough func(hit map[uint64]bool) bool) (map[uint64]bool, error) {
+	before, err := members(diag, a)
+	if err != nil {
+		return nil, err
+	}
+	for _, place := range places {
+		if err := sendLocator(a, place); err != nil {
+			return nil, err
+		}
+	}
+	for deadline := time.Now().Add(locateWait); ; time.Sleep(100 * time.Microsecond) {
+		after, err := members(diag, a)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Equal(keys(after), keys(all)) || time.Now().After(deadline) {
+			return nil, errMoved
+		}
+		hit := map[uint64]bool{}
+		for ino, drops := range after {
+			if drops != before[ino] {
+				hit[ino] = true
+			}
+		}
+		if enough(hit) {
+			return hit, nil
 		}
 	}
 }

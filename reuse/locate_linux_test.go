@@ -1,10 +1,14 @@
 package reuse
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"overlap/reuse/sockdiag"
 )
@@ -35,6 +39,62 @@ func TestLocateMany(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// TestLocateInHalves: many sockets are told apart beside packets that others send all the time.
+func TestLocateInHalves(t *testing.T) {
+	for _, network := range []string{"tcp", "udp"} {
+		t.Run(network, func(t *testing.T) {
+			m := Open(freeAddress(t, network), -1)
+			defer m.Leave()
+			var want []uint64
+			for range 100 {
+				if err := m.addHolderLocked(); err != nil {
+					t.Fatal(err)
+				}
+				want = append(want, m.holders[len(m.holders)-1].inode)
+			}
+			if err := attach(m.holders[0].fd, serveProgram(network, []int{0})); err != nil {
+				t.Fatal(err)
+			}
+			diag, err := sockdiag.Open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer diag.Close()
+			ctx, stop := context.WithCancel(t.Context())
+			var clients sync.WaitGroup
+			defer clients.Wait()
+			defer stop()
+			clients.Go(func() {
+				for ctx.Err() == nil {
+					sendLocator(m.addr, rand.IntN(100))
+					time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
+				}
+			})
+			before, err := members(diag, m.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 10 {
+				got, err := locateInHalves(diag, m.addr, before, 100)
+				if errors.Is(err, errMoved) {
+					continue // a client's packet passed for a late one
+				}
+				if err != nil || !slices.Equal(got, want) {
+					t.Errorf("located %v, %v; want %v", got, err, want)
+				}
+			}
+			stop()
+			clients.Wait()
+			if got, err := locateInHalves(diag, m.addr, before, 100); err != nil || !slices.Equal(got, want) {
+				t.Errorf("without others: located %v, %v; want %v", got, err, want)
+			}
+			if _, err := locateInHalves(diag, m.addr, before, 101); err == nil {
+				t.Error("a place was found that is not there")
+			}
+		})
 	}
 }
 
