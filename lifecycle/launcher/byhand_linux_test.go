@@ -168,6 +168,8 @@ func askDatagram(addr string) (int, error) {
 // TestKillByHand: kill -9 of anybody at each step of a handover between two launchers that were
 // started by hand. A healthy program that exists keeps serving, one that was never checked gets
 // nothing, and the next command finds a usable state.
+//
+// Under the race detector, with which a process takes four times as long to start, it is a third of the cases.
 func TestKillByHand(t *testing.T) {
 	next := 0
 	for _, step := range handsteps {
@@ -183,8 +185,11 @@ func TestKillByHand(t *testing.T) {
 				// gated socket may then stand where the steering points, until the next command.
 				continue
 			}
-			command := nextCommands[next%3]
+			command, sampled := nextCommands[next%3], (next+next/3)%3 == 0
 			next++
+			if raceDetector && !sampled {
+				continue
+			}
 			t.Run(step.step+"/"+who.name+"/"+command, func(t *testing.T) {
 				t.Parallel()
 				h := overTCP(t, programConfig{Listen: []string{free(t, "tcp", "127.0.0.1")}})

@@ -33,7 +33,7 @@ func (s *service) under(addr string, f func()) account {
 	results := map[bench.Mode]chan *bench.Result{bench.Close: make(chan *bench.Result, 1), bench.KeepAlive: make(chan *bench.Result, 1)}
 	errs := make(chan error, 2)
 	var enough sync.WaitGroup // requests to say something
-	number, think := clients, 6*time.Millisecond
+	number, think := clients, 12*time.Millisecond
 	if s.calm {
 		number, think = clients/3, 10*time.Millisecond
 	}
@@ -89,11 +89,17 @@ func say(t testing.TB, r *bench.Result) {
 // loss makes reloads under load and judges them.
 func (s *service) loss(addr string, clean bool) account {
 	s.t.Helper()
+	return s.lossOver(*reloads, addr, clean)
+}
+
+// lossOver is loss for so many reloads.
+func (s *service) lossOver(reloads int, addr string, clean bool) account {
+	s.t.Helper()
 	s.start()
 	first := s.serving(0)
 	last := first.Generation
 	a := s.under(addr, func() {
-		for range *reloads {
+		for range reloads {
 			out := s.reload()
 			if out.From != last || out.To <= last {
 				s.t.Errorf("reload %+v, want from %d", out, last)

@@ -97,7 +97,7 @@ func TestSteppedDownByItself(t *testing.T) {
 					c.Later = unlisted(t, host)
 				}
 				s.goProgram(c)
-				s.loss(local(t, addr), false)
+				s.lossOver(5, local(t, addr), false)
 				if c.Later == "" {
 					return
 				}
