@@ -33,9 +33,12 @@ func (s *service) under(addr string, f func()) account {
 	results := map[bench.Mode]chan *bench.Result{bench.Close: make(chan *bench.Result, 1), bench.KeepAlive: make(chan *bench.Result, 1)}
 	errs := make(chan error, 2)
 	var enough sync.WaitGroup // requests to say something
-	number, think := clients, 12*time.Millisecond
+	number, think := clients, 6*time.Millisecond
 	if s.calm {
 		number, think = clients/3, 10*time.Millisecond
+	}
+	if raceDetector { // with which each request takes several times as long, and all tests wait for the CPUs
+		think *= 4
 	}
 	for mode, to := range results {
 		enough.Add(1)
@@ -377,6 +380,9 @@ func underDatagrams(t *testing.T, addr string, f func()) *bench.Result {
 	ended := make(chan end, 1)
 	go func() {
 		l := bench.Load{Address: addr, Network: "udp", Clients: 16, Body: []byte("hello"), Timeout: waitFor / 2, Think: 2 * time.Millisecond}
+		if raceDetector {
+			l.Think *= 4
+		}
 		r, err := l.Run(ctx, nil)
 		ended <- end{r, err}
 	}()

@@ -606,8 +606,8 @@ func (s *sockets) follow() {
 
 // catchUp waits until the sockets that were bound listen, and lets clients reach them.
 func (s *sockets) catchUp() {
-	var failed error // since when: the steering lags behind the sockets
-	var since time.Time
+	var failed error    // why the steering lags behind the sockets,
+	var since time.Time // and since when
 	for pause := time.Millisecond; ; pause = min(pause*2, 100*time.Millisecond) {
 		before := s.count()
 		if err := s.look(); err != nil {
