@@ -116,7 +116,8 @@ func parents() (map[int][]int, error) {
 // listChildren reads /proc/PID/task/TID/children (proc_pid_task(5)), which costs nothing for the other
 // processes of the machine. The error wraps errors.ErrUnsupported where there is no such file, for
 // which the kernel needs CONFIG_PROC_CHILDREN. A child can be missing from one reading where
-// another one is waited for, or a thread ends, at that moment; so two in a row must agree.
+// another one is waited for, or a thread ends, at that moment; so two in a row must agree, and it wraps that error, too,
+// where none do.
 func listChildren(pid int) ([]int, error) {
 	children, err := readChildren(pid)
 	for range 8 {
@@ -125,11 +126,11 @@ func listChildren(pid int) ([]int, error) {
 			again, err = readChildren(pid)
 		}
 		if err != nil || slices.Equal(children, again) {
-			break
+			return children, err
 		}
 		children = again
 	}
-	return children, err
+	return nil, fmt.Errorf("the children of process %d come and go: %w", pid, errors.ErrUnsupported)
 }
 
 func readChildren(pid int) ([]int, error) {
