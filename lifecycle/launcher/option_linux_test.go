@@ -135,8 +135,12 @@ func TestManySocketsLoss(t *testing.T) {
 		s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}, Sockets: 128})
 		s.start()
 		s.serving(0)
+		n := 3
+		if raceDetector {
+			n = 1
+		}
 		a := s.under(addr, func() {
-			for range 3 {
+			for range n {
 				s.reload()
 			}
 		})
