@@ -9,7 +9,7 @@ import (
 	"overlap/reuse/sockdiag"
 )
 
-func endResting(fd int, quiet time.Duration) (bool, error) {
+func endResting(fd int, quiet, unused time.Duration) (bool, error) {
 	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 	if err != nil {
 		return false, os.NewSyscallError("getsockopt TCP_INFO", err)
@@ -20,9 +20,18 @@ func endResting(fd int, quiet time.Duration) (bool, error) {
 	if info.Bytes_received > 0 && info.Bytes_sent == 0 {
 		return false, nil // never answered (both counted since Linux 4.19)
 	}
-	// Both are milliseconds ago, and of one that neither sent nor received anything as old as it.
-	sent, received := info.Last_data_sent, info.Last_data_recv
-	if received < sent || time.Duration(sent)*time.Millisecond < quiet {
+	// All are milliseconds ago, and of one that neither sent nor received anything as old as it. A client far away
+	// says first that it has the answer, and sends its next request a moment later.
+	sent, received, acknowledged := since(info.Last_data_sent), since(info.Last_data_recv), since(info.Last_ack_recv)
+	switch {
+	case info.Bytes_received == 0:
+		if received < unused {
+			return false, nil
+		}
+	case received < sent:
+		return false, nil
+	}
+	if min(sent, acknowledged) < quiet {
 		return false, nil
 	}
 	unread, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
@@ -37,6 +46,9 @@ func endResting(fd int, quiet time.Duration) (bool, error) {
 	}
 	return true, nil
 }
+
+// since is a time of TCP_INFO.
+func since(ms uint32) time.Duration { return time.Duration(ms) * time.Millisecond }
 
 func openConnection(fd int) (bool, uint16, error) {
 	name, err := unix.Getsockname(fd)

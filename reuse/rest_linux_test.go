@@ -25,17 +25,21 @@ func pair(t *testing.T) (client, server net.Conn, end func(quiet time.Duration) 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close(); server.Close() })
-	return client, server, func(quiet time.Duration) (ended bool) {
-		raw, err := server.(*net.TCPConn).SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		raw.Control(func(fd uintptr) { ended, err = EndResting(int(fd), quiet) })
-		if err != nil {
-			t.Fatal(err)
-		}
-		return ended
+	return client, server, func(quiet time.Duration) bool { return endAfter(t, server, quiet, unusedTime) }
+}
+
+// endAfter ends a connection if it rests.
+func endAfter(t *testing.T, server net.Conn, quiet, unused time.Duration) (ended bool) {
+	t.Helper()
+	raw, err := server.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
 	}
+	raw.Control(func(fd uintptr) { ended, err = endResting(int(fd), quiet, unused) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ended
 }
 
 func say(t *testing.T, from, to net.Conn, text string) {
@@ -55,6 +59,7 @@ func say(t *testing.T, from, to net.Conn, text string) {
 // before its time.
 func TestEndResting(t *testing.T) {
 	const quiet, tick = 40 * time.Millisecond, 15 * time.Millisecond // a clock tick is at most 10 ms
+	const delayedACK = 40 * time.Millisecond
 	client, server, end := pair(t)
 	say(t, client, server, "request")
 	time.Sleep(quiet + tick)
@@ -78,7 +83,7 @@ func TestEndResting(t *testing.T) {
 		t.Fatal("ended while the second request is worked on")
 	}
 	say(t, server, client, "answer")
-	time.Sleep(quiet + tick)
+	time.Sleep(quiet + delayedACK + tick)
 	if !end(quiet) {
 		t.Fatal("not ended between two requests")
 	}
@@ -90,12 +95,19 @@ func TestEndResting(t *testing.T) {
 	say(t, server, client, "answer")
 }
 
-// TestEndRestingFresh: one that nobody has used rests too.
-func TestEndRestingFresh(t *testing.T) {
-	_, _, end := pair(t)
-	time.Sleep(60 * time.Millisecond)
-	if !end(40 * time.Millisecond) {
-		t.Error("not ended")
+// TestEndRestingUnused: one whose client has not said anything yet, whatever it was told, gets more time.
+func TestEndRestingUnused(t *testing.T) {
+	const quiet, later = 40 * time.Millisecond, 60 * time.Millisecond
+	for _, greeting := range []string{"", "220 ready"} {
+		client, server, end := pair(t)
+		say(t, server, client, greeting)
+		time.Sleep(later)
+		if end(quiet) {
+			t.Errorf("greeted with %q: ended before its first request", greeting)
+		}
+		if !endAfter(t, server, quiet, later) {
+			t.Errorf("greeted with %q: not ended when it was unused for long", greeting)
+		}
 	}
 }
 

@@ -385,7 +385,7 @@ func TestOpenLoopUnsent(t *testing.T) {
 	})
 	l := Load{Address: address, Clients: 2, Mode: KeepAlive, Rate: 100, Duration: 400 * time.Millisecond}
 	l.Progress = func(s Snapshot) { // not before the end of the duration, and before the last of the run
-		if s.Elapsed > l.Duration {
+		if s.Elapsed >= l.Duration {
 			select {
 			case <-release:
 			default:

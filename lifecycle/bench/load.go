@@ -115,7 +115,8 @@ type Load struct {
 	// and the answer is valid only during the call. Not for datagrams.
 	Check func(*Answer) error
 	// Progress, if not nil, is called about five times a second, and once at the
-	// end, by one goroutine. It should return soon.
+	// end, by one goroutine. It should return soon. Where Elapsed has reached Duration
+	// no new request begins any more.
 	Progress func(Snapshot)
 }
 

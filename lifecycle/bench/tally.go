@@ -91,16 +91,20 @@ func (t *tally) follow(ctx context.Context, ended <-chan struct{}) {
 			t.stop(nil)
 			cancelled = nil
 		case <-tick.C:
+			elapsed := time.Since(t.base)
+			if t.Duration > 0 && elapsed >= t.Duration {
+				t.stop(nil) // on a busy machine both may be due: who is told of the time finds it over
+			}
 			t.collect()
 			t.settle(t.now() - int64(settle))
 			if ticks%progressEvery == 0 {
-				t.progress()
+				t.progress(elapsed)
 			}
 		case <-ended:
 			t.stop(nil)
 			t.collect()
 			t.settle(t.now())
-			t.progress()
+			t.progress(time.Since(t.base))
 			return
 		}
 	}
@@ -170,12 +174,12 @@ func (t *tally) settle(before int64) {
 	t.pending = slices.Delete(t.pending, 0, n)
 }
 
-func (t *tally) progress() {
+func (t *tally) progress(elapsed time.Duration) {
 	if t.Progress == nil {
 		return
 	}
 	s := Snapshot{
-		Elapsed:    time.Since(t.base),
+		Elapsed:    elapsed,
 		Requests:   t.requests,
 		Failed:     t.failed,
 		Delayed:    t.delayed,

@@ -25,7 +25,7 @@ func polite(t testing.TB, change ...func(*service, *programConfig)) (*service, s
 	s := newService(t)
 	s.calm, s.c.StopDelay = true, 300*time.Millisecond
 	addr := free(t, "tcp", "127.0.0.1")
-	c := programConfig{Kind: "polite", Listen: []string{addr}}
+	c := programConfig{Kind: "polite", Listen: []string{addr}, Drains: true} // clients may be slow on a busy machine
 	s.c.Probes = []string{"/healthz"}
 	for _, f := range change {
 		f(s, &c)

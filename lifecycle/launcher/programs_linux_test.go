@@ -37,6 +37,7 @@ type programConfig struct {
 	Workers  int           // processes, each with a socket of its own; one that ends is started again
 	Reopen   bool          // at SIGUSR2 it listens anew, and closes the old listener a moment later
 	Share    bool          // it sets SO_REUSEPORT itself
+	Drains   bool          // it ends by a drain that answers all that it accepted, and not by Shutdown
 	Option   string        // what it does to its sockets: see setOption
 	User     int           // who it becomes before it listens, where that is not 0
 	Ready    bool          // it says READY=1 when it listens
@@ -256,6 +257,8 @@ func (c programConfig) serve() error {
 		return lifecycle.ListenAndServe(&http.Server{Addr: c.Listen[0], Handler: c.handler()})
 	}
 	srv := &http.Server{Handler: c.handler()}
+	var clients served
+	srv.ConnState = clients.note
 	failed := make(chan error, 1)
 	lc := net.ListenConfig{}
 	if c.Share || c.Sockets > 1 || c.Reopen || os.Getenv("WORKER_OF") != "" {
@@ -290,6 +293,7 @@ func (c programConfig) serve() error {
 			return err
 		}
 	}
+	var accepting sync.WaitGroup
 	for _, ln := range all {
 		switch {
 		case ln.Addr().String() == c.Drop:
@@ -298,15 +302,18 @@ func (c programConfig) serve() error {
 		case c.Reopen:
 			go c.reopenAtSignal(srv, ln)
 		}
-		go func() {
+		accepting.Go(func() {
 			if c.Slow {
 				time.Sleep(200 * time.Millisecond)
 				fmt.Fprintln(os.Stderr, "program: accepts")
 			}
 			if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) && !c.Reopen {
-				failed <- err
+				select {
+				case failed <- err:
+				default: // one is enough
+				}
 			}
-		}()
+		})
 	}
 	if os.Getenv("BACKGROUND") != "" && !c.Leaves && !c.Master {
 		os.NewFile(3, "ready").Close()
@@ -320,7 +327,48 @@ func (c programConfig) serve() error {
 	case err := <-failed:
 		return err
 	case <-ctx.Done():
-		return srv.Shutdown(context.Background())
+		if !c.Drains {
+			return srv.Shutdown(context.Background())
+		}
+		for _, ln := range all {
+			ln.Close()
+		}
+		accepting.Wait()
+		srv.SetKeepAlivesEnabled(false)
+		clients.await()
+		return nil
+	}
+}
+
+// served counts a server's connections that are not idle. Shutdown drops a request that was read after it began.
+type served struct {
+	mu   sync.Mutex
+	busy map[net.Conn]bool
+}
+
+func (s *served) note(c net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy == nil {
+		s.busy = map[net.Conn]bool{}
+	}
+	if state == http.StateNew || state == http.StateActive {
+		s.busy[c] = true
+	} else {
+		delete(s.busy, c)
+	}
+}
+
+// await waits until there is none.
+func (s *served) await() {
+	for {
+		s.mu.Lock()
+		n := len(s.busy)
+		s.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -1,9 +1,12 @@
 package launcher_test
 
 import (
+	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -51,6 +54,28 @@ func TestParting(t *testing.T) {
 	}
 	if failed[true] < 5 {
 		t.Errorf("control: only %d requests failed", failed[true])
+	}
+}
+
+// TestFirstRequestAfterParting: a client that connected before a handover and makes its first request when the
+// kept connections have been ended is answered by a program that waits for it.
+func TestFirstRequestAfterParting(t *testing.T) {
+	t.Parallel()
+	s, addr, _ := polite(t)
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	before := s.reload().From
+	s.said(fmt.Sprintf("the old generation has no sockets any more\" service=web generation=%d", before+1)) // the new one says so
+	fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: overlap\r\nConnection: close\r\n\r\n")
+	answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if by := answer.Header.Get("Overlap-Generation"); by != fmt.Sprint(before) {
+		t.Errorf("generation %s answered, want the one that the client connected to, %d", by, before)
 	}
 }
 
