@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"overlap/lifecycle/cli"
 	"overlap/lifecycle/control"
@@ -78,6 +79,7 @@ type config struct {
 	PartingOff  bool
 	Reuse       string
 	NoGetfd     bool // pidfd_getfd is refused, as in Docker's containers
+	NoTrace     bool // ptrace is refused
 	FewCaps     bool // no more capabilities than those
 }
 
@@ -95,8 +97,11 @@ func launch(path string) int {
 	if c.SteeringOff {
 		reuse.Unsteered()
 	}
-	if c.NoGetfd {
-		if err := refuseGetfd(); err != nil {
+	for number, refused := range map[uint32]bool{unix.SYS_PIDFD_GETFD: c.NoGetfd, unix.SYS_PTRACE: c.NoTrace} {
+		if !refused {
+			continue
+		}
+		if err := refuse(number); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 99
 		}

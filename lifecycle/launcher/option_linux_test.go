@@ -64,7 +64,7 @@ func (c programConfig) setOption(fd int, listens bool) error {
 		return os.NewSyscallError(what, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1))
 	case "device":
 		return os.NewSyscallError(what, unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo"))
-	case "slow": // longer than the launcher keeps a copy
+	case "slow":
 		time.Sleep(2500 * time.Millisecond)
 		return nil
 	case "twice": // its first bind fails
@@ -149,29 +149,17 @@ func TestManySocketsLoss(t *testing.T) {
 	})
 }
 
-// TestUDPOutOfReach: a UDP socket that is bound long after it was made, where the launcher makes them, is not shared, and
-// the failure says so. One whose first bind failed is.
-func TestUDPOutOfReach(t *testing.T) {
-	for name, c := range map[string]programConfig{
-		"slow":        {Option: "slow"},
-		"second bind": {Option: "twice"},
-	} {
-		t.Run(name, func(t *testing.T) {
+// TestUDPBinds: where the launcher copies no descriptors, a UDP socket is shared when it is bound, however long after it was
+// made, and however often.
+func TestUDPBinds(t *testing.T) {
+	for _, option := range []string{"slow", "twice"} {
+		t.Run(option, func(t *testing.T) {
 			t.Parallel()
 			s := newService(t)
 			s.c.NoGetfd = true
 			addr := free(t, "udp", "127.0.0.1")
-			c.Kind, c.Listen = "udp", []string{addr}
-			s.goProgram(c)
+			s.goProgram(programConfig{Kind: "udp", Listen: []string{addr}, Option: option})
 			s.c.Listen = []string{"udp:" + addr}
-			if name == "slow" {
-				s.c.Start = 5 * time.Second
-				if code := s.code(s.start()); code != launcher.ExitOwnFailure {
-					t.Errorf("exit code %d", code)
-				}
-				s.said(launcher.ErrNotShared.Error())
-				return
-			}
 			s.start()
 			s.serving(0)
 			for range 2 {
@@ -180,6 +168,20 @@ func TestUDPOutOfReach(t *testing.T) {
 			s.noCopies()
 		})
 	}
+}
+
+// TestUDPOutOfReach: where nothing reaches a UDP socket, the port is not shared, and the failure says what would lift it.
+func TestUDPOutOfReach(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.c.NoGetfd, s.c.NoTrace, s.c.Start = true, true, 5*time.Second
+	addr := free(t, "udp", "127.0.0.1")
+	s.goProgram(programConfig{Kind: "udp", Listen: []string{addr}})
+	s.c.Listen = []string{"udp:" + addr}
+	if code := s.code(s.start()); code != launcher.ExitOwnFailure {
+		t.Errorf("exit code %d", code)
+	}
+	s.said(launcher.ErrNotLent.Error())
 }
 
 // TestDeviceFailures: a port on one device can't be handed over. That is said at the start, and a new

@@ -96,6 +96,10 @@ var ErrUnseen = errors.New("the program became another user by itself, and the l
 var ErrNotShared = errors.New("the program must set SO_REUSEPORT itself (nginx: listen ... reuseport; gunicorn: --reuse-port; " +
 	"Node: listen({port, reusePort: true}); Python: allow_reuse_port = True; Go: net.ListenConfig.Control)")
 
+// ErrNotLent is a program whose UDP socket the launcher can't reach when it is bound.
+var ErrNotLent = errors.New("a UDP socket is out of reach: it takes pidfd_getfd or ptrace (docker run --cap-add SYS_PTRACE, " +
+	"a seccomp profile that has one of them, no other tracer, kernel.yama.ptrace_scope below 2)")
+
 // forever stands for no time-out.
 const forever = 100 * 365 * 24 * time.Hour
 

@@ -14,8 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"overlap/lifecycle/process"
 	"overlap/reuse/intercept"
 )
@@ -97,7 +95,7 @@ func (p *program) exec(g *generation, path string, mode intercept.Mode, dieToget
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true}}
 	return g.l.reaper.guard(func() (int, error) {
-		tap, err := intercept.Start(p.cmd, intercept.Options{Mode: mode, Bind: g.sockets.bind, Listen: g.sockets.listen, Missed: g.sockets.miss, Made: g.sockets.made, Keep: g.sockets.keep,
+		tap, err := intercept.Start(p.cmd, intercept.Options{Mode: mode, Bind: g.sockets.bind, Listen: g.sockets.listen, Missed: g.sockets.miss, Made: g.sockets.made,
 			ParentDeath: dieTogether, Logger: g.log})
 		if err != nil {
 			return 0, err
@@ -139,11 +137,7 @@ func (p *program) wait(g *generation) {
 
 // reap waits for the first process. The kernel gives its number, and that of its group, to nobody else until then.
 func (p *program) reap() {
-	var err error = unix.EINTR
-	for err == unix.EINTR {
-		err = unix.Waitid(unix.P_PID, p.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
-	}
-	if err != nil {
+	if err := intercept.AwaitEnd(p.cmd.Process.Pid); err != nil {
 		p.cmd.Wait()
 	}
 	p.mu.Lock()

@@ -108,7 +108,7 @@ func (r *reaper) reap() {
 		}
 		var status syscall.WaitStatus
 		got, err := syscall.Wait4(pid, &status, syscall.WNOHANG, nil)
-		if err != nil || got != pid {
+		if err != nil || got != pid || status.Stopped() { // one that gives a socket is stopped: intercept.AwaitEnd
 			continue
 		}
 		if end := r.watched[pid]; end != nil {

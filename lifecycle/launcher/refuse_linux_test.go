@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// refuseGetfd makes this process, and all that it starts, live under what Docker's default profile
-// does: pidfd_getfd(2) is EPERM.
-func refuseGetfd() error {
+// refuse makes this process, and all that it starts, live where a system call is EPERM, as pidfd_getfd(2) is under Docker's
+// default profile.
+func refuse(number uint32) error {
 	raw, err := bpf.Assemble([]bpf.Instruction{
 		bpf.LoadAbsolute{Off: 0, Size: 4}, // seccomp_data.nr
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.SYS_PIDFD_GETFD, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: number, SkipTrue: 1},
 		bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
 		bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW},
 	})

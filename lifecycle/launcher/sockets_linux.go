@@ -55,8 +55,6 @@ type sockets struct {
 	looking  *time.Timer     // until the next look after something happened
 	before   map[uint64]bool // see connections
 
-	prepared map[uint64]bool // sockets that share and can't be reached again; of the goroutine that calls bind
-
 	awaitsWay bool // see followWay; of the goroutine of follow
 }
 
@@ -85,13 +83,6 @@ func (s *sockets) bind(b intercept.Bind) error {
 	if b.Network == "udp" && !s.wantsDatagrams(a) {
 		return nil
 	}
-	if b.Network == "udp" && b.Socket == nil && !s.prepared[b.Inode] {
-		// The program gets what it would have without a launcher.
-		err := fmt.Errorf("the socket that is bound to %s was made so long before that it is out of reach: %w", a, ErrNotShared)
-		s.g.log.Warn("a UDP port of the program's is not shared", "error", err)
-		s.because(err)
-		return nil
-	}
 	if err := reuse.RefuseDevice(a, b.Device); err != nil {
 		s.refuse(err)
 		return fmt.Errorf("%w: %w", syscall.EOPNOTSUPP, err)
@@ -102,14 +93,19 @@ func (s *sockets) bind(b intercept.Bind) error {
 	if b.Network == "tcp" && s.serving.Load() && s.member(a) == nil {
 		return s.open(a, b)
 	}
-	s.joining.Lock()
-	defer s.joining.Unlock()
-	if b.LastReach {
-		// If this bind fails, the next one of the socket can't be prepared.
-		if err := s.share(a, b); err != nil {
-			return err
+	socket := b.Socket
+	if b.Network == "udp" {
+		var err error
+		if socket, err = b.Borrow(); err != nil {
+			// The program gets what it would have without a launcher.
+			err = fmt.Errorf("%w: %s: %w", ErrNotLent, a, err)
+			s.g.log.Warn("a UDP port of the program's is not shared", "error", err)
+			s.because(err)
+			return nil
 		}
 	}
+	s.joining.Lock()
+	defer s.joining.Unlock()
 	m, err := s.join(a, b.UID)
 	if err != nil {
 		s.refuse(err)
@@ -118,8 +114,8 @@ func (s *sockets) bind(b intercept.Bind) error {
 		}
 		return fmt.Errorf("%w: %w", syscall.EADDRINUSE, err)
 	}
-	if b.Socket != nil && !b.LastReach {
-		if err := s.share(a, b); err != nil {
+	if socket != nil {
+		if err := s.share(a, socket, b.Socket != nil); err != nil {
 			return err
 		}
 	}
@@ -137,25 +133,18 @@ func (s *sockets) bind(b intercept.Bind) error {
 	return nil
 }
 
-// share lets the socket of a bind share its port, behind the gate where that can be opened again: with a TCP socket the
-// gate comes when it listens, as a client may have a fixed port too.
-func (s *sockets) share(a reuse.Address, b intercept.Bind) error {
+// share lets the socket of a bind share its port, behind the gate where it is reached again, to open that: with a TCP socket
+// the gate comes when it listens, as a client may have a fixed port too.
+func (s *sockets) share(a reuse.Address, socket *os.File, reachedAgain bool) error {
 	set := reuse.ShareUngated
-	if b.Network == "udp" && !b.LastReach {
+	if a.Network == "udp" && reachedAgain {
 		set = reuse.Share
 	}
-	err := withDescriptor(b.Socket, func(fd int) error { return set(fd, a) })
+	err := withDescriptor(socket, func(fd int) error { return set(fd, a) })
 	if err != nil {
 		s.refuse(err)
-		return err
 	}
-	if b.LastReach {
-		if s.prepared == nil || len(s.prepared) >= maxSilent {
-			s.prepared = map[uint64]bool{}
-		}
-		s.prepared[b.Inode] = true
-	}
-	return nil
+	return err
 }
 
 // miss is called with each bind that could not be looked at.
@@ -306,17 +295,8 @@ func withDescriptor(f *os.File, do func(fd int) error) error {
 
 // made is called with each socket that is made for the program where its own can't be reached.
 // It has no gate then: which of them will listen is not known.
-func (s *sockets) made(f *os.File, domain, typ int) error {
-	if typ != unix.SOCK_STREAM {
-		return nil
-	}
+func (s *sockets) made(f *os.File, domain int) error {
 	return withDescriptor(f, func(fd int) error { return reuse.ShareOpen(fd, domain == unix.AF_INET) })
-}
-
-// keep says whether a socket that was made must be reached at its bind: the option is not for
-// every datagram socket. Programs that pick random source ports rely on EADDRINUSE.
-func (s *sockets) keep(_, typ int) bool {
-	return typ == unix.SOCK_DGRAM && slices.ContainsFunc(s.wanted(), func(a reuse.Address) bool { return a.Network == "udp" })
 }
 
 // join puts a placeholder into the address's group before the program's first listen.

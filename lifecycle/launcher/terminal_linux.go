@@ -127,7 +127,8 @@ func continuable() bool {
 func (t *terminal) stopped() bool {
 	group := int(t.program.Load())
 	var info unix.Siginfo
-	if group == 0 || unix.Waitid(unix.P_PID, group, &info, unix.WSTOPPED|unix.WNOHANG, nil) != nil || info.Signo != int32(unix.SIGCHLD) {
+	const stopped = 5 // CLD_STOPPED: one that is traced for a moment is trapped
+	if group == 0 || unix.Waitid(unix.P_PID, group, &info, unix.WSTOPPED|unix.WNOHANG, nil) != nil || info.Code != stopped {
 		return false
 	}
 	return t.ours()

@@ -6,7 +6,7 @@
 // The invariant: the program is unchanged. It makes the same system calls with
 // the same arguments on its own sockets and gets the same answers; what the
 // launcher holds is a copy of a descriptor for the length of one call, closed
-// before the program goes on (but for [Options.Keep]). Three answers differ, and only these: a socket of
+// before the program goes on. Three answers differ, and only these: a socket of
 // IPPROTO_MPTCP is refused with EPROTONOSUPPORT (steering cannot be attached to
 // one, and programs that ask for it fall back to TCP), a bind that
 // [Options.Bind] refuses fails with the error it names, and a program that would
@@ -28,18 +28,19 @@
 //     ptrace access to the program: the same user with no more capabilities and
 //     a Yama setting below 2, or CAP_SYS_PTRACE; and a container's seccomp profile
 //     must let pidfd_getfd through (Docker's does with --cap-add SYS_PTRACE).
-//   - [Make]: at socket(2) the launcher makes the socket itself and puts it into
+//   - [Make]: at socket(2) of TCP the launcher makes the socket itself and puts it into
 //     the program. It needs no access at all, but a wake-up of the launcher for each
-//     IPv4 and IPv6 socket (5 to 30 µs), those of outgoing connections included,
-//     and the socket belongs to the launcher's user. What must not be set on every
-//     socket is set at bind(2), where the launcher may read the program's memory
-//     and /proc/PID/fd, which Docker's profile allows: by a copy that is kept from
-//     socket(2) on ([Options.Keep]), found again by its inode. Both are looked at
-//     as the program's user where that is another one's. A stream socket should not
-//     be kept: until the copy is closed, the program's close(2) sends no FIN. So
-//     what decides about its group and can't be seen from outside, IPV6_V6ONLY,
+//     IPv4 and IPv6 socket of TCP (5 to 30 µs), those of outgoing connections included,
+//     and the socket belongs to the launcher's user. What is bound is seen at bind(2), where the
+//     launcher may read the program's memory and /proc/PID/fd, which Docker's profile allows;
+//     both are looked at as the program's user where that is another one's.
+//     What decides about its group and can't be seen from outside, IPV6_V6ONLY,
 //     SO_BINDTODEVICE and SO_REUSEPORT, is read when the program sets it: one more wake-up for each
 //     IPv6 socket of programs that set the former on each (Go's and Java's do).
+//     A UDP socket, on which the option must not be set but for some ports (programs that pick
+//     random source ports rely on EADDRINUSE), stays the program's own. At the bind of such a port the thread that
+//     binds is stopped with ptrace(2), which Docker's profile allows, and gives a copy by
+//     its own hand ([Bind.Borrow]): the same way as with Fetch from there on.
 //
 // # Limits
 //
@@ -50,7 +51,7 @@
 //     are let through untouched, and so are io_uring's bind, listen and setsockopt.
 //   - When the launcher dies, or closes its [Tap], each later intercepted call of
 //     the program fails with ENOSYS. With Fetch these are its later binds and listens, and
-//     attempts to steer; with Make all its later IPv4 and IPv6 sockets. Make is therefore chosen by itself
+//     attempts to steer; with Make all its later TCP sockets. Make is therefore chosen by itself
 //     only where the program ends with the launcher.
 //   - A process has at most one filter with notifications. Where one is in force
 //     already, Start returns [ErrNested].
@@ -62,6 +63,8 @@
 //     mode its TCP sockets are known when they listen ([Listen.Made]). The
 //     same under Yama's setting 1 for one that is no descendant of the launcher
 //     any more; a launcher that is a subreaper keeps them.
+//   - A thread that gives a socket is traced meanwhile. Who waits for the program as its child is to look at what
+//     it is told ([AwaitEnd]); other children's end is told as always.
 //   - The call waits for the launcher. One that is stopped (SIGSTOP) holds up the
 //     program's binds, and with Make its sockets, until it goes on.
 //

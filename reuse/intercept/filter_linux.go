@@ -34,7 +34,7 @@ func auditArch() (uint32, bool) {
 }
 
 // program returns the filter: MPTCP sockets are refused, bind(2) and
-// socket(2) are notified where that is asked for, all else goes on. It costs
+// socket(2) of TCP are notified where that is asked for, all else goes on. It costs
 // what goes on nothing: the kernel sees beforehand which calls the program lets
 // through whatever their arguments, and skips it for them (Linux 5.11).
 //
@@ -87,14 +87,12 @@ func program(arch uint32, bind, socket bool) []bpf.Instruction {
 	)
 	if socket {
 		p = append(p,
-			equal(unix.IPPROTO_IP, 3),
-			equal(unix.IPPROTO_TCP, 2),
-			equal(unix.IPPROTO_UDP, 1),
+			equal(unix.IPPROTO_IP, 2),
+			equal(unix.IPPROTO_TCP, 1),
 			ret(allow),
 			argument(1),
 			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: sockTypeMask},
-			equal(unix.SOCK_STREAM, 2),
-			equal(unix.SOCK_DGRAM, 1),
+			equal(unix.SOCK_STREAM, 1),
 			ret(allow),
 			ret(notify),
 		)

@@ -18,7 +18,7 @@ const (
 	Auto Mode = iota
 	// Fetch takes a copy of the socket at bind(2).
 	Fetch
-	// Make makes the program's sockets at socket(2).
+	// Make makes the program's TCP sockets at socket(2).
 	Make
 	// Off starts the program without any filter.
 	Off
@@ -77,17 +77,33 @@ type Bind struct {
 	Shares bool
 	// Socket is a copy of the program's socket. It is closed when the callback
 	// returns. Its file status flags are the program's own: do not change
-	// O_NONBLOCK. In Make mode it is nil but for a first bind of what
-	// Options.Keep wanted: what was to be set was set in Options.Made.
+	// O_NONBLOCK. In Make mode it is nil: see Borrow.
 	Socket *os.File
-	// LastReach says that the socket can't be reached any more after this.
-	LastReach bool
 	// Inode is the socket's inode number, as in sock_diag and /proc/net.
 	Inode uint64
 	// UID is the user that the socket belongs to, as the launcher sees it.
 	UID int
 
-	tap *Tap
+	tap  *Tap
+	lend lender // nil: there is nothing to be tried
+}
+
+// lender is where a copy of a socket comes from that has to be asked for.
+type lender interface{ socket() (*os.File, error) }
+
+// Borrow returns, during the callback, a copy of the program's socket, which is closed when the callback returns: Socket, or in
+// Make mode one of UDP, which the thread that binds it gives then. It is stopped for that (ptrace(2)) and makes a few
+// system calls more, some 0.3 ms. The error says what was refused: by a profile, by a tracer that it has already, by Yama
+// (kernel.yama.ptrace_scope at 2), or because it stepped down by itself. It wraps ErrNoAccess where there is
+// nothing to be tried: with a TCP socket in Make mode, what was to be set was set in Options.Made.
+func (b Bind) Borrow() (*os.File, error) {
+	switch {
+	case b.Socket != nil:
+		return b.Socket, nil
+	case b.lend != nil:
+		return b.lend.socket()
+	}
+	return nil, ErrNoAccess
 }
 
 // Steered says, during the callback, that the launcher steers the group of a UDP socket. From now on the
@@ -136,18 +152,10 @@ type Options struct {
 	// untouched, from the same goroutine as Bind. The error says why: it wraps
 	// os.ErrPermission where the launcher may not look at the process. It can be nil.
 	Missed func(error)
-	// Make says which sockets the launcher makes, in Make mode: typ is
-	// SOCK_STREAM or SOCK_DGRAM, proto as the program asked. nil means all.
-	Make func(domain, typ, proto int) bool
-	// Made is called in Make mode with each socket that was made, before the
+	// Made is called in Make mode with each TCP socket that was made, before the
 	// program has it, from the same goroutine as Bind. socket is valid during
 	// the call only. Its errors are treated as Bind's.
-	Made func(socket *os.File, domain, typ int) error
-	// Keep says, in Make mode, of which made sockets Bind gets a copy. It is
-	// kept from socket(2) to bind(2), or until a moment after the kernel gave the
-	// socket a port without one, for 2 s at most, and the newest 64: until then
-	// it outlives a close. nil means none.
-	Keep func(domain, typ int) bool
+	Made func(socket *os.File, domain int) error
 	// ParentDeath has the kernel kill the program (SIGKILL; not its children)
 	// when the launcher dies: prctl(2), PR_SET_PDEATHSIG. It takes the launcher
 	// a thread for as long as the program lives. A setuid program loses it.

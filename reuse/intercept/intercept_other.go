@@ -31,6 +31,9 @@ func Start(cmd *exec.Cmd, o Options) (*Tap, error) {
 	return &Tap{done: make(chan struct{})}, nil
 }
 
+// AwaitEnd returns an error: a program is waited for with cmd.Wait here.
+func AwaitEnd(int) error { return errors.ErrUnsupported }
+
 // Main returns at once: there is no step outside Linux.
 func Main() {}
 

@@ -550,7 +550,7 @@ func testLauncher(role string) int {
 		p, err := startProgram(Options{
 			ParentDeath: true,
 			Bind:        func(Bind) error { binds++; return nil },
-			Made:        func(socket *os.File, _, _ int) error { return shareSocket(socket) },
+			Made:        func(socket *os.File, _ int) error { return shareSocket(socket) },
 		}, other)
 		if err != nil {
 			return complain(err)
@@ -560,7 +560,7 @@ func testLauncher(role string) int {
 		fmt.Printf("mode=%v listen=%s binds=%d\n", p.tap.Mode(), answer, binds)
 		return 0
 	case "auto": // a launcher that may make the program's sockets where it is PID 1
-		p, err := startProgram(Options{Bind: share, Made: func(socket *os.File, _, _ int) error { return shareSocket(socket) }}, nil)
+		p, err := startProgram(Options{Bind: share, Made: func(socket *os.File, _ int) error { return shareSocket(socket) }}, nil)
 		if err != nil {
 			return complain(err)
 		}

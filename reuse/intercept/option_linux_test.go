@@ -19,7 +19,7 @@ func TestGroupIsKnownAtBind(t *testing.T) {
 		p := start(t, Options{
 			Mode: mode,
 			Bind: func(b Bind) error { binds <- b; return nil },
-			Made: func(*os.File, int, int) error { return nil },
+			Made: func(*os.File, int) error { return nil },
 		}, nil)
 		for _, c := range []struct {
 			option, ip, answer string
@@ -74,7 +74,7 @@ func TestSteered(t *testing.T) {
 				}
 				return nil
 			},
-			Made:   func(*os.File, int, int) error { return nil },
+			Made:   func(*os.File, int) error { return nil },
 			Logger: slog.New(slog.NewTextHandler(&log, nil)),
 		}, nil)
 		p.expect(t, "ok EINVAL", "option", "none", "udp", own) // the control: the kernel's own answer
@@ -106,7 +106,7 @@ func TestRecent(t *testing.T) {
 func BenchmarkOption(b *testing.B) {
 	for _, mode := range []Mode{Fetch, Make, Off} {
 		b.Run(mode.String(), func(b *testing.B) {
-			p, err := startProgram(Options{Mode: mode, Bind: func(Bind) error { return nil }, Made: func(*os.File, int, int) error { return nil }}, nil)
+			p, err := startProgram(Options{Mode: mode, Bind: func(Bind) error { return nil }, Made: func(*os.File, int) error { return nil }}, nil)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -10,12 +10,13 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Start starts cmd under the filter. It takes the place of cmd.Start: cmd.Process
-// is the program, and cmd.Wait works as always. All of cmd and its SysProcAttr
+// is the program, and cmd.Wait works as always, in Make mode after [AwaitEnd]. All of cmd and its SysProcAttr
 // is respected but Ptrace (refused) and Pdeathsig (use Options.ParentDeath). The
 // program gets the descriptors 0, 1, 2 and cmd.ExtraFiles, and no other: what the
 // launcher has open beyond 2 becomes close-on-exec.
@@ -62,6 +63,29 @@ func Start(cmd *exec.Cmd, o Options) (*Tap, error) {
 		listener = os.NewFile(uintptr(l.listener), "seccomp notify")
 	}
 	return newTap(listener, p.mode, l.noNewPrivs, o), nil
+}
+
+// AwaitEnd waits until a child of this process has ended, and leaves it to be waited for. In Make mode a thread of the program is
+// traced for a moment when [Bind.Borrow] is called, and whoever waits for the program then, as cmd.Wait does, would
+// be told of that (wait(2), ptrace(2)).
+func AwaitEnd(pid int) error {
+	const (
+		exited = 1 // CLD_EXITED, CLD_KILLED, CLD_DUMPED
+		dumped = 3
+	)
+	for {
+		var info unix.Siginfo
+		err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOWAIT, nil)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return os.NewSyscallError("waitid", err)
+		case info.Code >= exited && info.Code <= dumped:
+			return nil
+		default:
+			time.Sleep(longestPause)
+		}
+	}
 }
 
 // plan is what a program is started with.

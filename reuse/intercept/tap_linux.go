@@ -25,13 +25,13 @@ type Tap struct {
 	done     chan struct{}
 	closing  atomic.Bool
 	once     sync.Once // closes done where there is no filter
-	kept     kept
 
 	// Of the goroutine that serves:
 	set     recent[settings] // in Make mode
 	steered recent[bool]     // sockets of which Bind.Steered spoke
 	made    recent[bool]     // in Make mode, stream sockets
 	left    sync.Once        // says that an attempt to steer had no effect
+	again   again            // of Make mode: binds that come once more
 }
 
 // newTap takes over listener and begins to answer.
@@ -152,7 +152,6 @@ func receive(fd uintptr, n *notification) (event, error) {
 // each notification makes one, and receive looks before each wait.
 func (t *Tap) serve() {
 	defer close(t.done)
-	defer t.kept.close()
 	defer t.listener.Close()
 	raw, err := t.listener.SyscallConn()
 	if err != nil {
@@ -179,7 +178,11 @@ func (t *Tap) serve() {
 		c := call{tap: t, raw: raw, n: n}
 		switch n.Number {
 		case unix.SYS_BIND:
-			c.answer(t.bind(c))
+			if verdict, known := t.again.take(n); known {
+				c.answer(verdict)
+			} else if verdict, answered := t.bind(c); !answered {
+				c.answer(verdict)
+			}
 		case unix.SYS_LISTEN:
 			c.answer(t.listen(c))
 		case unix.SYS_SOCKET:
@@ -255,12 +258,12 @@ func (t *Tap) verdict(err error, what string, attrs ...any) syscall.Errno {
 // sizeofSockaddrStorage is the longest address that the kernel takes.
 const sizeofSockaddrStorage = 128
 
-// bind handles a bind(2).
-func (t *Tap) bind(c call) syscall.Errno {
+// bind handles a bind(2). answered says that the call comes once more.
+func (t *Tap) bind(c call) (verdict syscall.Errno, answered bool) {
 	if t.o.Bind == nil {
-		return goOn
+		return goOn, false
 	}
-	missed := func(err error) syscall.Errno {
+	missed := func(err error) (syscall.Errno, bool) {
 		// A thread that is gone is no news.
 		if c.valid() {
 			level := slog.LevelWarn
@@ -272,47 +275,39 @@ func (t *Tap) bind(c call) syscall.Errno {
 				t.o.Missed(err)
 			}
 		}
-		return goOn
+		return goOn, false
 	}
 	tid, fd := int(c.n.TID), int(int32(c.n.Args[0]))
 	if tid == 0 {
 		return missed(errors.New("the process is not visible from the launcher's PID namespace"))
 	}
 	if !sameNetwork(tid) {
-		return goOn // its ports are others
+		return goOn, false // its ports are others
 	}
 	b := Bind{FD: fd, tap: t}
-	copied := -1
-	if t.mode == Make {
-		// Whatever becomes of this bind, the copy is kept no longer.
-		if copied = t.kept.take(tid, fd); copied >= 0 {
-			b.Socket, b.LastReach = os.NewFile(uintptr(copied), "socket of the program"), true
-			defer b.Socket.Close()
-		}
-	}
 	length := int(int32(c.n.Args[2]))
 	if length < unix.SizeofSockaddrInet4 || length > sizeofSockaddrStorage || fd < 0 {
-		return goOn // the kernel says EINVAL, EBADF
+		return goOn, false // the kernel says EINVAL, EBADF
 	}
 	raw := make([]byte, min(length, maxSockaddr))
 	if err := readMemory(tid, c.n.Args[1], raw); err != nil {
 		if errors.Is(err, unix.EFAULT) {
-			return goOn // as the kernel will say
+			return goOn, false // as the kernel will say
 		}
 		return missed(err)
 	}
 	var ok bool
 	if b.Addr, ok = parseSockaddr(raw); !ok {
-		return goOn
+		return goOn, false
 	}
 	var err error
 	if b.PID, err = threadGroup(tid); err != nil {
 		return missed(err)
 	}
 
+	l := lending{call: c, fd: fd}
+	defer l.close()
 	switch {
-	case copied >= 0:
-		ok = describe(copied, &b)
 	case t.mode == Make:
 		if ok, err = describeFromOutside(tid, fd, &b); err != nil {
 			return missed(err)
@@ -326,9 +321,13 @@ func (t *Tap) bind(c call) syscall.Errno {
 		default:
 			b.V6Only = madeV6Only()
 		}
+		if b.Network == "udp" {
+			b.lend = &l
+		}
 	default:
+		var copied int
 		if copied, err = fetch(tid, b.PID, fd); errors.Is(err, unix.EBADF) {
-			return goOn
+			return goOn, false
 		} else if err != nil {
 			return missed(err)
 		}
@@ -337,22 +336,22 @@ func (t *Tap) bind(c call) syscall.Errno {
 		ok = describe(copied, &b)
 	}
 	if !ok || !c.valid() {
-		return goOn
+		return goOn, false
 	}
-	return t.verdict(t.o.Bind(b), "preparing a bind failed; it goes on untouched", "pid", b.PID, "network", b.Network, "address", b.Addr)
+	verdict = t.verdict(t.o.Bind(b), "preparing a bind failed; it goes on untouched", "pid", b.PID, "network", b.Network, "address", b.Addr)
+	if l.began {
+		t.again.put(c.n, verdict)
+	}
+	return verdict, l.began
 }
 
-// socket handles a socket(2), in Make mode. answered says that the program has
+// socket handles a socket(2) of TCP, in Make mode. answered says that the program has
 // its socket.
 func (t *Tap) socket(c call) (verdict syscall.Errno, answered bool) {
 	const flags = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
 	domain, full, proto := int(int32(c.n.Args[0])), int(int32(c.n.Args[1])), int(int32(c.n.Args[2]))
-	typ := full & sockTypeMask
 	if full&^(sockTypeMask|flags) != 0 {
 		return goOn, false // the kernel says EINVAL
-	}
-	if t.o.Make != nil && !t.o.Make(domain, typ, proto) {
-		return goOn, false
 	}
 	if c.n.TID != 0 && !sameNetwork(int(c.n.TID)) {
 		return goOn, false
@@ -366,16 +365,13 @@ func (t *Tap) socket(c call) (verdict syscall.Errno, answered bool) {
 	file := os.NewFile(uintptr(fd), "socket of the program")
 	defer file.Close()
 	if t.o.Made != nil {
-		verdict := t.verdict(t.o.Made(file, domain, typ), "preparing a socket failed; the program gets it untouched", "tid", c.n.TID)
+		verdict := t.verdict(t.o.Made(file, domain), "preparing a socket failed; the program gets it untouched", "tid", c.n.TID)
 		if verdict != goOn {
 			return verdict, false
 		}
 	}
-	if t.o.Bind != nil && t.o.Keep != nil && t.o.Keep(domain, typ) {
-		t.kept.put(fd) // before the program can bind it
-	}
 	var st unix.Stat_t
-	if typ == unix.SOCK_STREAM && unix.Fstat(fd, &st) == nil {
+	if unix.Fstat(fd, &st) == nil {
 		t.made.put(st.Ino, true, maxMade)
 	}
 	return c.give(fd, full&unix.SOCK_CLOEXEC != 0)

@@ -1,0 +1,23 @@
+package intercept
+
+import "golang.org/x/sys/unix"
+
+// callInstruction is svc #0.
+const callInstruction = "\x01\x00\x00\xd4"
+
+// rewind says whether the registers are those of a thread before its call: the kernel has put them back when it stops at
+// the end of a call that is to start anew (do_signal in arch/arm64/kernel/signal.c).
+func rewind(r *unix.PtraceRegs, n notification) bool {
+	return r.Regs[8] == uint64(n.Number) && r.Regs[0] == n.Args[0] && r.Regs[1] == n.Args[1]
+}
+
+// prepare has them make a call.
+func prepare(r *unix.PtraceRegs, number uintptr, args []uintptr) {
+	r.Regs[8] = uint64(number)
+	for i, v := range args {
+		r.Regs[i] = uint64(v)
+	}
+}
+
+// returned is what the call returned.
+func returned(r *unix.PtraceRegs) int64 { return int64(r.Regs[0]) }
