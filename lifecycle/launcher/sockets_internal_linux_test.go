@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -112,4 +113,53 @@ func bound(t *testing.T, a reuse.Address) (fd int, ino uint64) {
 		t.Fatal(err)
 	}
 	return fd, st.Ino
+}
+
+// TestTriedAgain: what comes while the generation's steps can't be recorded, and so not be made, is steered as soon as they can.
+func TestTriedAgain(t *testing.T) {
+	for name, known := range map[string]bool{"a socket of an address that it has": true, "one of an address that is new": false} {
+		t.Run(name, func(t *testing.T) {
+			log := slog.New(slog.DiscardHandler)
+			root := t.TempDir()
+			o, err := owner.Enter(t.Context(), owner.Config{Name: "web", Root: root, Launched: true, StartTimeout: 10 * time.Second, Log: log, UID: -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer o.Close()
+			s := newSockets(&generation{owner: o, log: log, req: request{set: &settings{}}, program: &program{tap: &intercept.Tap{}}})
+			defer s.close()
+			a := unusedAddress(t)
+			fd, ino := bound(t, a)
+			defer unix.Close(fd)
+			p := pending{address: a, uid: os.Geteuid(), pid: os.Getpid(), fd: fd, since: time.Now()}
+			if known {
+				if p.member, err = o.Member(t.Context(), a); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := unix.Listen(fd, 1); err != nil {
+				t.Fatal(err)
+			}
+			record := filepath.Join(root, "web", "1.json") // of this name nothing is but a directory, for a while
+			if err := errors.Join(os.Remove(record), os.Mkdir(record, 0o700)); err != nil {
+				t.Fatal(err)
+			}
+			s.pending[ino] = p
+			caught := make(chan struct{})
+			go func() { s.catchUp(); close(caught) }()
+			select {
+			case <-caught:
+				t.Fatal("it was not tried again")
+			case <-time.After(300 * time.Millisecond):
+			}
+			if err := os.Remove(record); err != nil {
+				t.Fatal(err)
+			}
+			<-caught
+			m := s.member(a)
+			if m == nil || !slices.Contains(m.Inodes(), ino) || !m.Steered() {
+				t.Errorf("the socket is not steered: %+v", m)
+			}
+		})
+	}
 }

@@ -590,18 +590,15 @@ func (s *sockets) catchUp() {
 	var since time.Time // and since when
 	for pause := time.Millisecond; ; pause = min(pause*2, 100*time.Millisecond) {
 		before := s.count()
-		if err := s.look(); err != nil {
-			s.g.log.Warn("new sockets of the program can't be seen", "error", err)
-			return
-		}
+		err := s.look()
 		left := s.count()
-		if left < before || failed != nil {
-			err := s.follows(true, false)
-			if err != nil && failed == nil {
-				since = time.Now()
-			}
-			failed = err
+		if err == nil && (left < before || failed != nil) {
+			err = s.follows(true, false)
 		}
+		if err != nil && failed == nil {
+			since = time.Now()
+		}
+		failed = err
 		if failed != nil && time.Since(since) > giveUp {
 			s.g.log.Warn("the program's sockets changed, and clients may not reach them", "error", failed)
 			failed = nil
