@@ -115,9 +115,33 @@ func bound(t *testing.T, a reuse.Address) (fd int, ino uint64) {
 	return fd, st.Ino
 }
 
-// TestTriedAgain: what comes while the generation's steps can't be recorded, and so not be made, is steered as soon as they can.
+// TestTriedAgain: what comes and can't be steered, or not be recorded and so not be steered, is as soon as it can.
 func TestTriedAgain(t *testing.T) {
-	for name, known := range map[string]bool{"a socket of an address that it has": true, "one of an address that is new": false} {
+	for name, lifts := range map[string]func(t *testing.T, s *sockets, p *pending, record string) (lift func() error){
+		"steering fails": func(_ *testing.T, s *sockets, p *pending, _ string) func() error {
+			p.uid++ // of this user's group the socket is not
+			return func() error {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				for ino, p := range s.pending {
+					p.uid--
+					s.pending[ino] = p
+					return nil
+				}
+				return errors.New("it is given up")
+			}
+		},
+		"recording fails": func(t *testing.T, s *sockets, p *pending, record string) func() error {
+			var err error
+			if p.member, err = s.g.owner.Member(t.Context(), p.address); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(os.Remove(record), os.Mkdir(record, 0o700)); err != nil {
+				t.Fatal(err)
+			}
+			return func() error { return os.Remove(record) }
+		},
+	} {
 		t.Run(name, func(t *testing.T) {
 			log := slog.New(slog.DiscardHandler)
 			root := t.TempDir()
@@ -126,22 +150,17 @@ func TestTriedAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer o.Close()
+			if err := o.Switch(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 			s := newSockets(&generation{owner: o, log: log, req: request{set: &settings{}}, program: &program{tap: &intercept.Tap{}}})
 			defer s.close()
 			a := unusedAddress(t)
 			fd, ino := bound(t, a)
 			defer unix.Close(fd)
 			p := pending{address: a, uid: os.Geteuid(), pid: os.Getpid(), fd: fd, since: time.Now()}
-			if known {
-				if p.member, err = o.Member(t.Context(), a); err != nil {
-					t.Fatal(err)
-				}
-			}
+			lift := lifts(t, s, &p, filepath.Join(root, "web", "1.json"))
 			if err := unix.Listen(fd, 1); err != nil {
-				t.Fatal(err)
-			}
-			record := filepath.Join(root, "web", "1.json") // of this name nothing is but a directory, for a while
-			if err := errors.Join(os.Remove(record), os.Mkdir(record, 0o700)); err != nil {
 				t.Fatal(err)
 			}
 			s.pending[ino] = p
@@ -152,8 +171,12 @@ func TestTriedAgain(t *testing.T) {
 				t.Fatal("it was not tried again")
 			case <-time.After(300 * time.Millisecond):
 			}
-			if err := os.Remove(record); err != nil {
-				t.Fatal(err)
+			for err = lift(); err != nil; err = lift() { // it may be looked at now
+				select {
+				case <-caught:
+					t.Fatal(err)
+				case <-time.After(time.Millisecond):
+				}
 			}
 			<-caught
 			m := s.member(a)
