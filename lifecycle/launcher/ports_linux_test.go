@@ -254,3 +254,66 @@ func TestWithinDeclared(t *testing.T) {
 		}
 	}).close)
 }
+
+// TestComesDuringHandover: a second socket of the program's at an address that it opens while its next version starts gets no
+// client until that is over, since the places of the group are the handover's; then it gets its share.
+func TestComesDuringHandover(t *testing.T) {
+	t.Parallel()
+	s, addr, c := polite(t, func(_ *service, c *programConfig) { c.Share, c.Later = true, c.Listen[0] })
+	next := c
+	next.Fail = "hang"
+	s.next(next)
+	failed := make(chan string, 1)
+	go func() { failed <- s.tryReload(control.ReloadRequest{Timeout: 8 * time.Second}).Reason }()
+	s.said("found the serving generation")
+	s.openLater(addr)
+	eventually(t, func() error { // it is known
+		if r := s.serving(0); len(r.Listeners) != 1 || len(r.Listeners[0].Inodes) != 2 {
+			return fmt.Errorf("listeners %+v", r.Listeners)
+		}
+		return nil
+	})
+	later := 0
+	for range 50 {
+		later += s.answeredLater(addr)
+	}
+	select {
+	case reason := <-failed:
+		t.Logf("the handover was over before it was seen: %s", reason)
+		return
+	default:
+	}
+	if later > 0 {
+		t.Errorf("%d of 50 clients were the second socket's while the next version started", later)
+	}
+	if reason := <-failed; !strings.Contains(reason, "healthy") {
+		t.Errorf("the reload failed with %q", reason)
+	}
+	eventually(t, func() error {
+		if s.answeredLater(addr) == 0 {
+			return errors.New("the second socket gets no client after the handover")
+		}
+		return nil
+	})
+}
+
+// openLater has the program open its later address.
+func (s *service) openLater(addr string) {
+	s.t.Helper()
+	if resp, body, err := get(addr, "/later"); err != nil || resp.StatusCode != http.StatusOK {
+		s.t.Fatalf("%v, %s", err, body)
+	}
+}
+
+// answeredLater is 1 where a request came by a socket of the program's later address.
+func (s *service) answeredLater(addr string) int {
+	s.t.Helper()
+	resp, _, err := get(addr, "/")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if resp.Header.Get("Later") != "" {
+		return 1
+	}
+	return 0
+}

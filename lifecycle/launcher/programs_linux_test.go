@@ -490,12 +490,20 @@ func (c programConfig) handler() http.Handler {
 		select {}
 	})
 	mux.HandleFunc("/later", func(w http.ResponseWriter, r *http.Request) {
-		ln, err := net.Listen("tcp", c.Later)
+		lc := net.ListenConfig{}
+		if c.Share {
+			lc.Control = reuseport.Control
+			lc.SetMultipathTCP(false)
+		}
+		ln, err := lc.Listen(context.Background(), "tcp", c.Later)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		go http.Serve(ln, mux)
+		go http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Later", "true")
+			mux.ServeHTTP(w, r)
+		}))
 	})
 	return mux
 }
