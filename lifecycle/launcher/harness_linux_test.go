@@ -60,7 +60,12 @@ func TestMain(m *testing.M) {
 	netns.Enter()
 	flag.Parse()
 	flag.Set("test.parallel", "6") // tests mostly wait
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if plainDirectory != "" {
+			os.RemoveAll(plainDirectory)
+		}
+		os.Exit(code)
+	}))
 }
 
 // config is what a launcher is told.
