@@ -219,7 +219,7 @@ func newDocker(t *testing.T) *docker {
 	d.engine(t)
 	dir := t.TempDir()
 	for name, pkg := range map[string]string{"overlap": "overlap", "fixture": "overlap/test/fixture/command"} {
-		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, name), pkg)
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("build %s: %v\n%s", name, err, out)
