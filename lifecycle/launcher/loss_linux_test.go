@@ -38,7 +38,7 @@ func (s *service) under(addr string, f func()) account {
 		number, think = clients/3, 10*time.Millisecond
 	}
 	if raceDetector { // with which each request takes several times as long, and all tests wait for the CPUs
-		think *= 4
+		number, think = number/2, think*4
 	}
 	for mode, to := range results {
 		enough.Add(1)
@@ -132,7 +132,8 @@ func TestLoss(t *testing.T) {
 			addr := free(t, "tcp", "127.0.0.1")
 			srv.setUp(s, addr)
 			n := *reloads
-			if srv.name == "java" { // it takes seconds to start, and the test longer than all others
+			switch srv.name {
+			case "java", "puma", "puma cluster": // which take longer to start than all others together
 				n = min(n, 5)
 			}
 			s.lossOver(n, addr, srv.clean)
