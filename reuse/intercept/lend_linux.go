@@ -1,6 +1,7 @@
 package intercept
 
 import (
+	"maps"
 	"os"
 	"syscall"
 	"time"
@@ -42,15 +43,20 @@ type pendingAnswer struct {
 	at      time.Time
 }
 
-// A call comes within a moment, but where a handler of a signal leaves it out (longjmp).
+// A call comes within a moment, but where a handler of a signal leaves it out (longjmp), or its thread ends.
 const (
 	againTime = 10 * time.Second
-	maxAgain  = 64
+	manyAgain = 64 // more than this are looked through for such
 )
 
+// put keeps all that may come yet: as many threads as there are can wait behind one another, and one whose answer were forgotten
+// would be asked for its socket again, and the next, without end.
 func (a *again) put(n notification, verdict syscall.Errno) {
-	if *a == nil || len(*a) >= maxAgain {
+	if *a == nil {
 		*a = again{}
+	}
+	if len(*a) >= manyAgain {
+		maps.DeleteFunc(*a, func(_ uint32, p pendingAnswer) bool { return time.Since(p.at) >= againTime })
 	}
 	n.ID, n.Flags = 0, 0
 	(*a)[n.TID] = pendingAnswer{call: n, verdict: verdict, at: time.Now()}

@@ -197,6 +197,22 @@ func TestMakeModeBorrowsUnderSignals(t *testing.T) {
 	}
 }
 
+// However many threads bind at once, as a server with one for each processor of a large machine: each does it once.
+func TestMakeModeBorrowsFromManyThreads(t *testing.T) {
+	const binds = 100
+	r := borrower{t: t}
+	p := start(t, Options{Mode: Make, Made: func(*os.File, int) error { return nil }, Bind: func(b Bind) error {
+		if len(r.all()) >= 2*binds {
+			return unix.ELOOP
+		}
+		return r.bind(b)
+	}}, nil)
+	p.expect(t, "ok", "threads", strconv.Itoa(binds), "udp", reserved(t, "udp", "127.0.0.1"))
+	if n := len(r.all()); n != binds {
+		t.Errorf("%d callbacks for %d binds", n, binds)
+	}
+}
+
 // A program that is killed while it gives its socket ends, and its launcher serves the others.
 func TestMakeModeBorrowsFromTheKilled(t *testing.T) {
 	for i := range 20 {

@@ -120,6 +120,24 @@ func testVerb(verb []string) (answer string, keep any) {
 			answer <- bindRaw(verb[1], verb[2])
 		}()
 		return <-answer, nil
+	case "threads": // threads N NETWORK ADDRESS: the same from N of them at once
+		n, _ := strconv.Atoi(verb[1])
+		answers, begin := make(chan string), make(chan struct{})
+		for range n {
+			go func() {
+				runtime.LockOSThread()
+				<-begin
+				answers <- bindRaw(verb[2], verb[3])
+			}()
+		}
+		close(begin)
+		answer := "ok"
+		for range n {
+			if a := <-answers; a != "ok" {
+				answer = a
+			}
+		}
+		return answer, nil
 	case "child":
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Stdin = strings.NewReader("bind " + verb[1] + " " + verb[2] + "\n")
