@@ -276,15 +276,21 @@ func (t traced) call(saved unix.PtraceRegs, number uintptr, args ...uintptr) (ui
 
 // toCall has the thread go on to where its next system call begins, or the one that began ends.
 func (t traced) toCall() error {
+	signal := 0
 	for {
-		if err := unix.PtraceSyscall(t.tid, 0); err != nil {
+		if err := unix.PtraceSyscall(t.tid, signal); err != nil {
 			return os.NewSyscallError("ptrace(PTRACE_SYSCALL)", err)
 		}
 		info, err := t.next()
 		if err != nil || info.Signo == int32(unix.SIGTRAP) && info.Code == int32(unix.SIGTRAP)|0x80 {
 			return err
 		}
-		// All signals wait, but for a stop, which it is in again once it is let go.
+		// All signals wait, but for SIGSTOP, which is lost where it is not handed on. Of the stop that it makes nothing is
+		// seen here: the thread is in it again once it is let go.
+		signal = 0
+		if info.Signo == int32(unix.SIGSTOP) && info.Code>>8 != unix.PTRACE_EVENT_STOP {
+			signal = int(unix.SIGSTOP)
+		}
 	}
 }
 

@@ -213,6 +213,43 @@ func TestMakeModeBorrowsFromManyThreads(t *testing.T) {
 	}
 }
 
+// A thread that is stopped (SIGSTOP) while it gives its socket is stopped then, and goes on when it is continued.
+func TestMakeModeBorrowsFromTheStopped(t *testing.T) {
+	delay := time.Duration(0)
+	r := borrower{t: t, wants: func(b Bind) bool {
+		tid := int(b.lend.(*lending).call.n.TID)
+		time.AfterFunc(delay, func() { unix.Tgkill(b.PID, tid, unix.SIGSTOP) })
+		return true
+	}}
+	p := start(t, Options{Mode: Make, Bind: r.bind, Made: func(*os.File, int) error { return nil }}, nil)
+	pid := p.cmd.Process.Pid
+	for i := range 30 {
+		delay = time.Duration(i) * 20 * time.Microsecond
+		answer := make(chan string)
+		address := reserved(t, "udp", "127.0.0.1")
+		go func() { answer <- p.do("bind", "udp", address) }()
+		for deadline := time.Now().Add(10 * time.Second); !stopped(t, pid); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%v after the bind: it is not stopped", delay)
+			}
+		}
+		unix.Kill(pid, unix.SIGCONT)
+		if got := <-answer; got != "ok" {
+			t.Errorf("%v after the bind: it got %s", delay, got)
+		}
+	}
+}
+
+// stopped says whether a process is, and is not traced.
+func stopped(t *testing.T, pid int) bool {
+	t.Helper()
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(string(stat), ") T ")
+}
+
 // A program that is killed while it gives its socket ends, and its launcher serves the others.
 func TestMakeModeBorrowsFromTheKilled(t *testing.T) {
 	for i := range 20 {
