@@ -17,18 +17,28 @@ import (
 // borrow returns a copy of descriptor fd of the thread that waits in c, where pidfd_getfd(2) is refused and ptrace(2)
 // is not, as in Docker's containers: the thread gives it by its own hand. The launcher puts one end of a socket pair into
 // the program, answers the call so that the kernel starts it anew, stops the thread before it does (PTRACE_INTERRUPT), and
-// has it send the descriptor (SCM_RIGHTS) in between. Then the thread goes on where it was, its registers and
-// signal mask as before, and makes its call again. Other threads of the program are not stopped.
+// has it send the descriptor (SCM_RIGHTS) in between. Then the thread is where it was, its registers and
+// signal mask as before. When release is called it goes on and makes its call again. Other threads of the program are not stopped.
+//
+// It does not go on before: until the launcher has taken note of a call, a signal with a handler has it fail with EINTR, which
+// bind(2) never does, and while it is busy with the socket it takes no note of the next.
 //
 // Once it has returned without an error, and where began is true, c is answered, and the same call comes once more.
-func (c call) borrow(fd int) (copied int, began bool, err error) {
-	done := make(chan struct{})
-	go c.onThread(done, func() (clean bool) {
-		copied, began, clean, err = c.trace(fd)
+func (c call) borrow(fd int) (copied int, began bool, release func(), err error) {
+	lent, over, ended := make(chan int), make(chan struct{}), make(chan struct{})
+	go c.onThread(ended, func() (clean bool) {
+		began, clean, err = c.trace(fd, func(copied int) {
+			lent <- copied
+			<-over
+		})
 		return clean
 	})
-	<-done
-	return copied, began, err
+	select {
+	case copied = <-lent:
+		return copied, true, func() { close(over); <-ended }, nil
+	case <-ended:
+		return -1, began, func() {}, err
+	}
 }
 
 // onThread calls f on a thread to which the kernel's ptrace belongs, and ends the thread where f leaves the program's traced:
@@ -54,25 +64,25 @@ func (c call) onThread(done chan<- struct{}, f func() (clean bool)) {
 // errNotTraceable is a thread in a state that it is not in after a call.
 var errNotTraceable = errors.New("the thread is not where its call is")
 
-// trace is borrow on the tracing thread. clean says that the program's is traced no more.
-func (c call) trace(fd int) (copied int, began, clean bool, err error) {
+// trace is borrow on the tracing thread: it calls lend while the program's is stopped. clean says that that is traced no more.
+func (c call) trace(fd int, lend func(copied int)) (began, clean bool, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return -1, false, true, os.NewSyscallError("socketpair", err)
+		return false, true, os.NewSyscallError("socketpair", err)
 	}
 	defer unix.Close(pair[0])
 	defer unix.Close(pair[1])
 	tid := int(c.n.TID)
 	if err := seize(tid); err != nil {
-		return -1, false, true, err
+		return false, true, err
 	}
 	a := addition{ID: c.n.ID, Source: uint32(pair[1]), NewFDFlags: unix.O_CLOEXEC}
 	end, errno := c.ioctl(unix.SECCOMP_IOCTL_NOTIF_ADDFD, unsafe.Pointer(&a))
 	if errno != 0 {
-		return -1, false, false, os.NewSyscallError("ioctl(SECCOMP_IOCTL_NOTIF_ADDFD)", errno)
+		return false, false, os.NewSyscallError("ioctl(SECCOMP_IOCTL_NOTIF_ADDFD)", errno)
 	}
 	if err := unix.PtraceInterrupt(tid); err != nil {
-		return -1, false, false, os.NewSyscallError("ptrace(PTRACE_INTERRUPT)", err)
+		return false, false, os.NewSyscallError("ptrace(PTRACE_INTERRUPT)", err)
 	}
 	const restartNoIntr = 513 // ERESTARTNOINTR, the kernel's own (include/linux/errno.h): no signal's handler makes EINTR of it
 	c.send(response{ID: c.n.ID, Error: -restartNoIntr})
@@ -81,16 +91,16 @@ func (c call) trace(fd int) (copied int, began, clean bool, err error) {
 	if err == nil {
 		err = t.give(fd, end, c.n)
 	}
-	if derr := unix.PtraceDetach(tid); derr != nil {
-		return -1, true, false, errors.Join(err, os.NewSyscallError("ptrace(PTRACE_DETACH)", derr))
-	}
 	if err == nil {
-		copied, err = receiveDescriptor(pair[0])
+		var copied int
+		if copied, err = receiveDescriptor(pair[0]); err == nil {
+			lend(copied)
+		}
 	}
-	if err != nil {
-		return -1, true, true, err
+	if derr := unix.PtraceDetach(tid); derr != nil {
+		return true, false, errors.Join(err, os.NewSyscallError("ptrace(PTRACE_DETACH)", derr))
 	}
-	return copied, true, true, nil
+	return true, true, err
 }
 
 // seize begins to trace a thread, by the leave of its user where the launcher's own is none: PTRACE_MODE_REALCREDS asks

@@ -63,7 +63,7 @@
 //     mode its TCP sockets are known when they listen ([Listen.Made]). The
 //     same under Yama's setting 1 for one that is no descendant of the launcher
 //     any more; a launcher that is a subreaper keeps them.
-//   - A thread that gives a socket is traced meanwhile. Who waits for the program as its child is to look at what
+//   - A thread that gives a socket is traced until Options.Bind returns. Who waits for the program as its child is to look at what
 //     it is told ([AwaitEnd]); other children's end is told as always.
 //   - The call waits for the launcher. One that is stopped (SIGSTOP) holds up the
 //     program's binds, and with Make its sockets, until it goes on.

@@ -197,6 +197,50 @@ func TestMakeModeBorrowsUnderSignals(t *testing.T) {
 	}
 }
 
+// A signal that comes while the launcher is busy with the socket is handled, and the bind does not fail with EINTR, as
+// bind(2) never does.
+func TestMakeModeBorrowsUninterrupted(t *testing.T) {
+	r := borrower{t: t}
+	p := start(t, Options{Mode: Make, Made: func(*os.File, int) error { return nil }, Bind: func(b Bind) error {
+		err := r.bind(b)
+		unix.Tgkill(b.PID, int(b.lend.(*lending).call.n.TID), unix.SIGUSR1)
+		time.Sleep(20 * time.Millisecond) // what it is busy with
+		return err
+	}}, nil)
+	p.expect(t, "ok", "interruptible")
+	for range 5 {
+		p.expect(t, "ok", "bind", "udp", reserved(t, "udp", "127.0.0.1"))
+	}
+	if n := len(r.all()); n != 5 {
+		t.Errorf("%d callbacks for 5 binds", n)
+	}
+}
+
+// What is answered when a bind comes once more is for that socket and address alone: the call may have been left out
+// (longjmp), and another socket has its descriptor.
+func TestAnswerOfOneSocket(t *testing.T) {
+	address := netip.MustParseAddrPort("127.0.0.1:53")
+	for name, c := range map[string]struct {
+		tid  uint32
+		b    Bind
+		want bool
+	}{
+		"the same":        {1, Bind{Inode: 7, Addr: address}, true},
+		"another thread":  {2, Bind{Inode: 7, Addr: address}, false},
+		"another socket":  {1, Bind{Inode: 8, Addr: address}, false},
+		"another address": {1, Bind{Inode: 7, Addr: netip.MustParseAddrPort("127.0.0.1:54")}, false},
+	} {
+		var a again
+		a.put(1, Bind{Inode: 7, Addr: address}, unix.EDOM)
+		if verdict, ok := a.take(c.tid, c.b); ok != c.want || ok && verdict != unix.EDOM {
+			t.Errorf("%s: %v, %t", name, verdict, ok)
+		}
+		if verdict, ok := a.take(c.tid, c.b); ok {
+			t.Errorf("%s: a second time %v", name, verdict)
+		}
+	}
+}
+
 // However many threads bind at once, as a server with one for each processor of a large machine: each does it once.
 func TestMakeModeBorrowsFromManyThreads(t *testing.T) {
 	const binds = 100

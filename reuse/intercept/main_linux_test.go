@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
 	"slices"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -138,6 +140,14 @@ func testVerb(verb []string) (answer string, keep any) {
 			}
 		}
 		return answer, nil
+	case "interruptible": // calls fail with EINTR at SIGUSR1
+		signal.Notify(make(chan os.Signal, 1), unix.SIGUSR1)
+		const flags, restart, size = 1, 0x10000000, 8 // the second word of the kernel's struct sigaction, SA_RESTART, of its mask
+		var action [4]uint64
+		_, _, get := unix.Syscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGUSR1), 0, uintptr(unsafe.Pointer(&action)), size, 0, 0)
+		action[flags] &^= restart
+		_, _, set := unix.Syscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGUSR1), uintptr(unsafe.Pointer(&action)), 0, size, 0, 0)
+		return errnoText(max(get, set)), nil
 	case "child":
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Stdin = strings.NewReader("bind " + verb[1] + " " + verb[2] + "\n")
