@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -332,7 +333,9 @@ func TestMakeModeBorrowsFromTheTraced(t *testing.T) {
 		defer mu.Unlock()
 		_, refused = b.Borrow()
 		return nil
-	}}, nil)
+	}}, func(cmd *exec.Cmd) {
+		cmd.Env = append(cmd.Env, "GODEBUG=asyncpreemptoff=1") // a signal would stop it, and this tracer never continues it
+	})
 	defer traceAll(t, p.cmd.Process.Pid)()
 	p.expect(t, "EADDRINUSE", "bind", "udp", reserved(t, "udp", "127.0.0.1"))
 	mu.Lock()
