@@ -25,6 +25,9 @@ import (
 //
 // Once it has returned without an error, and where began is true, c is answered, and the same call comes once more.
 func (c call) borrow(fd int) (copied int, began bool, release func(), err error) {
+	if callInstruction == "" {
+		return -1, false, func() {}, fmt.Errorf("no thread can give its socket here: %w", errors.ErrUnsupported)
+	}
 	lent, over, ended := make(chan int), make(chan struct{}), make(chan struct{})
 	go c.onThread(ended, func() (clean bool) {
 		began, clean, err = c.trace(fd, func(copied int) {
@@ -61,8 +64,8 @@ func (c call) onThread(done chan<- struct{}, f func() (clean bool)) {
 	close(done)
 }
 
-// errNotTraceable is a thread in a state that it is not in after a call.
-var errNotTraceable = errors.New("the thread is not where its call is")
+// errNotTraceable is a thread whose call did not come from where it seems to.
+var errNotTraceable = errors.New("no call is where the thread made its own")
 
 // trace is borrow on the tracing thread: it calls lend while the program's is stopped. clean says that that is traced no more.
 func (c call) trace(fd int, lend func(copied int)) (began, clean bool, err error) {
@@ -77,18 +80,20 @@ func (c call) trace(fd int, lend func(copied int)) (began, clean bool, err error
 		return false, true, err
 	}
 	a := addition{ID: c.n.ID, Source: uint32(pair[1]), NewFDFlags: unix.O_CLOEXEC}
-	end, errno := c.ioctl(unix.SECCOMP_IOCTL_NOTIF_ADDFD, unsafe.Pointer(&a))
-	if errno != 0 {
-		return false, false, os.NewSyscallError("ioctl(SECCOMP_IOCTL_NOTIF_ADDFD)", errno)
-	}
+	end, added := c.ioctl(unix.SECCOMP_IOCTL_NOTIF_ADDFD, unsafe.Pointer(&a))
 	if err := unix.PtraceInterrupt(tid); err != nil {
 		return false, false, os.NewSyscallError("ptrace(PTRACE_INTERRUPT)", err)
 	}
-	const restartNoIntr = 513 // ERESTARTNOINTR, the kernel's own (include/linux/errno.h): no signal's handler makes EINTR of it
-	c.send(response{ID: c.n.ID, Error: -restartNoIntr})
+	// Before Linux 5.19 (WAIT_KILLABLE_RECV) a signal may have ended the call: it is answered with that, and asked about anew.
+	if began = added != unix.ENOENT; began {
+		const restartNoIntr = 513 // ERESTARTNOINTR, the kernel's own (include/linux/errno.h): no signal's handler makes EINTR of it
+		c.send(response{ID: c.n.ID, Error: -restartNoIntr})
+	}
 	t := traced{tid: tid}
-	err = t.stopped()
-	if err == nil {
+	switch err = t.stopped(); {
+	case added != 0:
+		err = os.NewSyscallError("ioctl(SECCOMP_IOCTL_NOTIF_ADDFD)", added)
+	case err == nil:
 		err = t.give(fd, end, c.n)
 	}
 	if err == nil {
@@ -98,9 +103,9 @@ func (c call) trace(fd int, lend func(copied int)) (began, clean bool, err error
 		}
 	}
 	if derr := unix.PtraceDetach(tid); derr != nil {
-		return true, false, errors.Join(err, os.NewSyscallError("ptrace(PTRACE_DETACH)", derr))
+		return began, false, errors.Join(err, os.NewSyscallError("ptrace(PTRACE_DETACH)", derr))
 	}
-	return true, true, err
+	return began, true, err
 }
 
 // seize begins to trace a thread, by the leave of its user where the launcher's own is none: PTRACE_MODE_REALCREDS asks
@@ -201,11 +206,14 @@ func (t traced) give(fd, end int, n notification) error {
 	if err := t.registers(unix.PTRACE_GETREGSET, &saved); err != nil {
 		return err
 	}
-	if !rewind(&saved, n) {
-		return errNotTraceable
+	from := saved
+	if rewind(&saved, n) {
+		from = saved
+	} else { // before a handler: see trace
+		from.SetPC(n.IP - uint64(len(callInstruction)))
 	}
 	code := make([]byte, len(callInstruction))
-	if err := readMemory(t.tid, saved.PC(), code); err != nil {
+	if err := readMemory(t.tid, from.PC(), code); err != nil {
 		return err
 	}
 	if string(code) != callInstruction {
@@ -219,8 +227,8 @@ func (t traced) give(fd, end int, n notification) error {
 	if err := ptrace(unix.PTRACE_SETSIGMASK, t.tid, unsafe.Sizeof(all), unsafe.Pointer(&all)); err != nil {
 		return os.NewSyscallError("ptrace(PTRACE_SETSIGMASK)", err)
 	}
-	err := t.send(saved, fd, end)
-	_, cerr := t.call(saved, unix.SYS_CLOSE, uintptr(end))
+	err := t.send(from, fd, end)
+	_, cerr := t.call(from, unix.SYS_CLOSE, uintptr(end))
 	return errors.Join(err, cerr,
 		os.NewSyscallError("ptrace(PTRACE_SETSIGMASK)", ptrace(unix.PTRACE_SETSIGMASK, t.tid, unsafe.Sizeof(mask), unsafe.Pointer(&mask))),
 		t.registers(unix.PTRACE_SETREGSET, &saved))
@@ -235,9 +243,9 @@ type message struct {
 }
 
 // send has the thread send its descriptor.
-func (t traced) send(saved unix.PtraceRegs, fd, end int) error {
+func (t traced) send(from unix.PtraceRegs, fd, end int) error {
 	size := uintptr(unix.Getpagesize())
-	page, err := t.call(saved, unix.SYS_MMAP, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, ^uintptr(0), 0)
+	page, err := t.call(from, unix.SYS_MMAP, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, ^uintptr(0), 0)
 	if err != nil {
 		return err
 	}
@@ -255,15 +263,15 @@ func (t traced) send(saved unix.PtraceRegs, fd, end int) error {
 	_, err = unix.PtracePokeData(t.tid, page, unsafe.Slice((*byte)(unsafe.Pointer(&m)), unsafe.Sizeof(m)))
 	err = os.NewSyscallError("ptrace(PTRACE_POKEDATA)", err)
 	if err == nil {
-		_, err = t.call(saved, unix.SYS_SENDMSG, uintptr(end), page, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		_, err = t.call(from, unix.SYS_SENDMSG, uintptr(end), page, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
 	}
-	_, uerr := t.call(saved, unix.SYS_MUNMAP, page, size)
+	_, uerr := t.call(from, unix.SYS_MUNMAP, page, size)
 	return errors.Join(err, uerr)
 }
 
-// call has the thread make a system call.
-func (t traced) call(saved unix.PtraceRegs, number uintptr, args ...uintptr) (uintptr, error) {
-	r := saved
+// call has the thread make a system call, from where its own was made.
+func (t traced) call(from unix.PtraceRegs, number uintptr, args ...uintptr) (uintptr, error) {
+	r := from
 	prepare(&r, number, args)
 	if err := t.registers(unix.PTRACE_SETREGSET, &r); err != nil {
 		return 0, err
