@@ -219,8 +219,10 @@ func (t traced) give(fd, end int, n notification) error {
 	if string(code) != callInstruction {
 		return errNotTraceable
 	}
-	var mask, all uint64
-	all = ^all
+	var mask uint64
+	// But for SIGSYS: a filter of the program's own may answer the calls with it (SECCOMP_RET_TRAP), and where it is blocked the
+	// kernel takes the program's handler away. toCall drops it.
+	all := ^uint64(1 << (unix.SIGSYS - 1))
 	if err := ptrace(unix.PTRACE_GETSIGMASK, t.tid, unsafe.Sizeof(mask), unsafe.Pointer(&mask)); err != nil {
 		return os.NewSyscallError("ptrace(PTRACE_GETSIGMASK)", err)
 	}
@@ -303,7 +305,7 @@ func (t traced) toCall() error {
 		if err != nil || info.Signo == int32(unix.SIGTRAP) && info.Code == int32(unix.SIGTRAP)|0x80 {
 			return err
 		}
-		// All signals wait, but for SIGSTOP, which is lost where it is not handed on. Of the stop that it makes nothing is
+		// All other signals wait, but for SIGSTOP, which is lost where it is not handed on. Of the stop that it makes nothing is
 		// seen here: the thread is in it again once it is let go.
 		signal = 0
 		if info.Signo == int32(unix.SIGSTOP) && info.Code>>8 != unix.PTRACE_EVENT_STOP {

@@ -330,6 +330,18 @@ func stopped(t *testing.T, pid int) bool {
 	return strings.Contains(string(stat), ") T ")
 }
 
+// A filter of the program's own that answers a call with SIGSYS keeps the port from being shared, and the program has its handler
+// after that.
+func TestMakeModeBorrowsUnderAnotherFilter(t *testing.T) {
+	r := borrower{t: t}
+	p := start(t, Options{Mode: Make, Bind: r.bind, Made: func(*os.File, int) error { return nil }}, nil)
+	p.expect(t, "ok true", "trap", "udp", reserved(t, "udp", "127.0.0.1"))
+	if n := len(r.all()); n != 0 {
+		t.Errorf("%d sockets were lent", n)
+	}
+	p.expect(t, "ok", "bind", "udp", reserved(t, "udp", "127.0.0.1"))
+}
+
 // A program that is killed while it gives its socket ends, and its launcher serves the others.
 func TestMakeModeBorrowsFromTheKilled(t *testing.T) {
 	for i := range 20 {

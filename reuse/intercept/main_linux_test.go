@@ -142,12 +142,29 @@ func testVerb(verb []string) (answer string, keep any) {
 		return answer, nil
 	case "interruptible": // calls fail with EINTR at SIGUSR1
 		signal.Notify(make(chan os.Signal, 1), unix.SIGUSR1)
-		const flags, restart, size = 1, 0x10000000, 8 // the second word of the kernel's struct sigaction, SA_RESTART, of its mask
-		var action [4]uint64
-		_, _, get := unix.Syscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGUSR1), 0, uintptr(unsafe.Pointer(&action)), size, 0, 0)
-		action[flags] &^= restart
-		_, _, set := unix.Syscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGUSR1), uintptr(unsafe.Pointer(&action)), 0, size, 0, 0)
+		const restart = 0x10000000 // SA_RESTART
+		action, get := signalAction(unix.SIGUSR1)
+		action[1] &^= restart
+		_, _, set := unix.Syscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGUSR1), uintptr(unsafe.Pointer(&action)), 0, signalMask, 0, 0)
 		return errnoText(max(get, set)), nil
+	case "trap": // trap NETWORK ADDRESS: bind where a filter answers sendmsg(2) with SIGSYS; is its handler there still?
+		answer := make(chan string)
+		go func() {
+			runtime.LockOSThread() // never unlocked: the filter is the thread's
+			filter := []unix.SockFilter{
+				{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS},
+				{Code: unix.BPF_JMP | unix.BPF_JEQ, Jf: 1, K: unix.SYS_SENDMSG},
+				{Code: unix.BPF_RET, K: unix.SECCOMP_RET_TRAP},
+				{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ALLOW},
+			}
+			unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+			prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+			_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
+			bindRaw(verb[1], verb[2])
+			action, get := signalAction(unix.SIGSYS)
+			answer <- fmt.Sprint(errnoText(max(errno, get)), " ", action[0] != 0)
+		}()
+		return <-answer, nil
 	case "child":
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Stdin = strings.NewReader("bind " + verb[1] + " " + verb[2] + "\n")
@@ -261,6 +278,15 @@ func testVerb(verb []string) (answer string, keep any) {
 		return fmt.Sprintf("nested=%t process=%v", errors.Is(err, ErrNested), cmd.ProcessState != nil), nil
 	}
 	return "unknown verb", nil
+}
+
+// signalMask is the size of the kernel's.
+const signalMask = 8
+
+// signalAction is the kernel's struct sigaction: the handler, flags, and more.
+func signalAction(s syscall.Signal) (action [4]uint64, errno syscall.Errno) {
+	_, _, errno = unix.Syscall6(unix.SYS_RT_SIGACTION, uintptr(s), 0, uintptr(unsafe.Pointer(&action)), signalMask, 0, 0)
+	return action, errno
 }
 
 func workingDirectory() string {
