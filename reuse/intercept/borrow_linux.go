@@ -226,6 +226,11 @@ func (t traced) give(fd, end int, n notification) error {
 	if err := ptrace(unix.PTRACE_GETSIGMASK, t.tid, unsafe.Sizeof(mask), unsafe.Pointer(&mask)); err != nil {
 		return os.NewSyscallError("ptrace(PTRACE_GETSIGMASK)", err)
 	}
+	// From here on nobody else can put back what it was: where the launcher dies it would go on with all signals blocked, and
+	// take the result of another call for that of its bind.
+	if err := unix.PtraceSetOptions(t.tid, unix.PTRACE_O_TRACESYSGOOD|unix.PTRACE_O_EXITKILL); err != nil {
+		return os.NewSyscallError("ptrace(PTRACE_SETOPTIONS)", err)
+	}
 	if err := ptrace(unix.PTRACE_SETSIGMASK, t.tid, unsafe.Sizeof(all), unsafe.Pointer(&all)); err != nil {
 		return os.NewSyscallError("ptrace(PTRACE_SETSIGMASK)", err)
 	}
@@ -233,7 +238,8 @@ func (t traced) give(fd, end int, n notification) error {
 	_, cerr := t.call(from, unix.SYS_CLOSE, uintptr(end))
 	return errors.Join(err, cerr,
 		os.NewSyscallError("ptrace(PTRACE_SETSIGMASK)", ptrace(unix.PTRACE_SETSIGMASK, t.tid, unsafe.Sizeof(mask), unsafe.Pointer(&mask))),
-		t.registers(unix.PTRACE_SETREGSET, &saved))
+		t.registers(unix.PTRACE_SETREGSET, &saved),
+		os.NewSyscallError("ptrace(PTRACE_SETOPTIONS)", unix.PtraceSetOptions(t.tid, unix.PTRACE_O_TRACESYSGOOD)))
 }
 
 // message is what sendmsg(2) reads, in one page.

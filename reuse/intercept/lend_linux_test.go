@@ -371,6 +371,23 @@ func TestMakeModeBorrowsFromTheKilled(t *testing.T) {
 	}
 }
 
+// A launcher that is killed leaves nothing of the program that is not itself: what was in the midst of giving its socket ends, and
+// what was not goes on.
+func TestMakeModeBorrowsAndDies(t *testing.T) {
+	for i := range 25 {
+		delay := time.Duration(i) * 30 * time.Microsecond
+		cmd := launcher(t, "borrow-and-die", nil, delay.String())
+		var out strings.Builder
+		cmd.Stdout, cmd.Stderr = &out, &out
+		cmd.Run() // until all that has its output has ended
+		for line := range strings.Lines(out.String()) {
+			if line = strings.TrimSpace(line); line != "ENOSYS 0" && line != "EADDRINUSE 0" {
+				t.Errorf("%v after the bind: %s", delay, line)
+			}
+		}
+	}
+}
+
 // Where the thread has a tracer already, the error says so, and the bind goes on.
 func TestMakeModeBorrowsFromTheTraced(t *testing.T) {
 	var mu sync.Mutex

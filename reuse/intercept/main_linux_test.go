@@ -173,6 +173,18 @@ func testVerb(verb []string) (answer string, keep any) {
 			return err.Error(), nil
 		}
 		return strings.TrimSpace(string(b)), nil
+	case "leave": // leave NETWORK ADDRESS: what a child binds is told on standard error, whatever becomes of this process
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Stdin = strings.NewReader("masked " + verb[1] + " " + verb[2] + "\n")
+		cmd.Stdout = os.Stderr
+		return errnoText(cmd.Run()), nil
+	case "masked": // the same as bind, and the signals that are blocked then
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		answer := bindRaw(verb[1], verb[2])
+		var mask uint64
+		unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, 0, uintptr(unsafe.Pointer(&mask)), signalMask, 0, 0)
+		return fmt.Sprintf("%s %x", answer, mask), nil
 	case "unix":
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 		if err == nil {
@@ -547,6 +559,21 @@ func testLauncher(role string) int {
 		p.cmd.Process.Kill()
 		p.end()
 		return 0
+	case "borrow-and-die": // borrow-and-die DELAY: of a program's child
+		delay, _ := time.ParseDuration(os.Args[1])
+		address, _, err := reserve("udp", "127.0.0.1")
+		if err != nil {
+			return complain(err)
+		}
+		p, err := startProgram(Options{Mode: Make, ParentDeath: true, Made: func(*os.File, int) error { return nil }, Bind: func(b Bind) error {
+			time.AfterFunc(delay, func() { unix.Kill(os.Getpid(), unix.SIGKILL) })
+			_, err := b.Borrow()
+			return err
+		}}, nil)
+		if err != nil {
+			return complain(err)
+		}
+		return complain(p.do("leave", "udp", address))
 	case "share": // whoever we are, sharing works
 		address, _, err := reserve("tcp", "127.0.0.1")
 		if err != nil {
