@@ -85,7 +85,7 @@ func (c call) trace(fd int, lend func(copied int)) (began, clean bool, err error
 		return false, false, os.NewSyscallError("ptrace(PTRACE_INTERRUPT)", err)
 	}
 	// Before Linux 5.19 (WAIT_KILLABLE_RECV) a signal may have ended the call: it is answered with that, and asked about anew.
-	if began = added != unix.ENOENT; began {
+	if began = added != unix.ENOENT && added != unix.ESRCH; began {
 		const restartNoIntr = 513 // ERESTARTNOINTR, the kernel's own (include/linux/errno.h): no signal's handler makes EINTR of it
 		c.send(response{ID: c.n.ID, Error: -restartNoIntr})
 	}
