@@ -17,18 +17,31 @@ import (
 // borrow returns a copy of descriptor fd of the thread that waits in c, where pidfd_getfd(2) is refused and ptrace(2)
 // is not, as in Docker's containers: the thread gives it by its own hand. The launcher puts one end of a socket pair into
 // the program, answers the call so that the kernel starts it anew, stops the thread before it does (PTRACE_INTERRUPT), and
-// has it send the descriptor (SCM_RIGHTS) in between. Then the thread goes on where it was, its registers and
-// signal mask as before, and makes its call again. Other threads of the program are not stopped.
+// has it send the descriptor (SCM_RIGHTS) in between. Then the thread is where it was, its registers and
+// signal mask as before. When release is called it goes on and makes its call again. Other threads of the program are not stopped.
+//
+// It does not go on before: until the launcher has taken note of a call, a signal with a handler has it fail with EINTR, which
+// bind(2) never does, and while it is busy with the socket it takes no note of the next.
 //
 // Once it has returned without an error, and where began is true, c is answered, and the same call comes once more.
-func (c call) borrow(fd int) (copied int, began bool, err error) {
-	done := make(chan struct{})
-	go c.onThread(done, func() (clean bool) {
-		copied, began, clean, err = c.trace(fd)
+func (c call) borrow(fd int) (copied int, began bool, release func(), err error) {
+	if callInstruction == "" {
+		return -1, false, func() {}, fmt.Errorf("no thread can give its socket here: %w", errors.ErrUnsupported)
+	}
+	lent, over, ended := make(chan int), make(chan struct{}), make(chan struct{})
+	go c.onThread(ended, func() (clean bool) {
+		began, clean, err = c.trace(fd, func(copied int) {
+			lent <- copied
+			<-over
+		})
 		return clean
 	})
-	<-done
-	return copied, began, err
+	select {
+	case copied = <-lent:
+		return copied, true, func() { close(over); <-ended }, nil
+	case <-ended:
+		return -1, began, func() {}, err
+	}
 }
 
 // onThread calls f on a thread to which the kernel's ptrace belongs, and ends the thread where f leaves the program's traced:
@@ -51,46 +64,48 @@ func (c call) onThread(done chan<- struct{}, f func() (clean bool)) {
 	close(done)
 }
 
-// errNotTraceable is a thread in a state that it is not in after a call.
-var errNotTraceable = errors.New("the thread is not where its call is")
+// errNotTraceable is a thread whose call did not come from where it seems to.
+var errNotTraceable = errors.New("no call is where the thread made its own")
 
-// trace is borrow on the tracing thread. clean says that the program's is traced no more.
-func (c call) trace(fd int) (copied int, began, clean bool, err error) {
+// trace is borrow on the tracing thread: it calls lend while the program's is stopped. clean says that that is traced no more.
+func (c call) trace(fd int, lend func(copied int)) (began, clean bool, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return -1, false, true, os.NewSyscallError("socketpair", err)
+		return false, true, os.NewSyscallError("socketpair", err)
 	}
 	defer unix.Close(pair[0])
 	defer unix.Close(pair[1])
 	tid := int(c.n.TID)
 	if err := seize(tid); err != nil {
-		return -1, false, true, err
+		return false, true, err
 	}
 	a := addition{ID: c.n.ID, Source: uint32(pair[1]), NewFDFlags: unix.O_CLOEXEC}
-	end, errno := c.ioctl(unix.SECCOMP_IOCTL_NOTIF_ADDFD, unsafe.Pointer(&a))
-	if errno != 0 {
-		return -1, false, false, os.NewSyscallError("ioctl(SECCOMP_IOCTL_NOTIF_ADDFD)", errno)
-	}
+	end, added := c.ioctl(unix.SECCOMP_IOCTL_NOTIF_ADDFD, unsafe.Pointer(&a))
 	if err := unix.PtraceInterrupt(tid); err != nil {
-		return -1, false, false, os.NewSyscallError("ptrace(PTRACE_INTERRUPT)", err)
+		return false, false, os.NewSyscallError("ptrace(PTRACE_INTERRUPT)", err)
 	}
-	const restartNoIntr = 513 // ERESTARTNOINTR, the kernel's own (include/linux/errno.h): no signal's handler makes EINTR of it
-	c.send(response{ID: c.n.ID, Error: -restartNoIntr})
+	// Before Linux 5.19 (WAIT_KILLABLE_RECV) a signal may have ended the call: it is answered with that, and asked about anew.
+	if began = added != unix.ENOENT && added != unix.ESRCH; began {
+		const restartNoIntr = 513 // ERESTARTNOINTR, the kernel's own (include/linux/errno.h): no signal's handler makes EINTR of it
+		c.send(response{ID: c.n.ID, Error: -restartNoIntr})
+	}
 	t := traced{tid: tid}
-	err = t.stopped()
-	if err == nil {
+	switch err = t.stopped(); {
+	case added != 0:
+		err = os.NewSyscallError("ioctl(SECCOMP_IOCTL_NOTIF_ADDFD)", added)
+	case err == nil:
 		err = t.give(fd, end, c.n)
 	}
-	if derr := unix.PtraceDetach(tid); derr != nil {
-		return -1, true, false, errors.Join(err, os.NewSyscallError("ptrace(PTRACE_DETACH)", derr))
-	}
 	if err == nil {
-		copied, err = receiveDescriptor(pair[0])
+		var copied int
+		if copied, err = receiveDescriptor(pair[0]); err == nil {
+			lend(copied)
+		}
 	}
-	if err != nil {
-		return -1, true, true, err
+	if derr := unix.PtraceDetach(tid); derr != nil {
+		return began, false, errors.Join(err, os.NewSyscallError("ptrace(PTRACE_DETACH)", derr))
 	}
-	return copied, true, true, nil
+	return began, true, err
 }
 
 // seize begins to trace a thread, by the leave of its user where the launcher's own is none: PTRACE_MODE_REALCREDS asks
@@ -191,29 +206,40 @@ func (t traced) give(fd, end int, n notification) error {
 	if err := t.registers(unix.PTRACE_GETREGSET, &saved); err != nil {
 		return err
 	}
-	if !rewind(&saved, n) {
-		return errNotTraceable
+	from := saved
+	if rewind(&saved, n) {
+		from = saved
+	} else { // before a handler: see trace
+		from.SetPC(n.IP - uint64(len(callInstruction)))
 	}
 	code := make([]byte, len(callInstruction))
-	if err := readMemory(t.tid, saved.PC(), code); err != nil {
+	if err := readMemory(t.tid, from.PC(), code); err != nil {
 		return err
 	}
 	if string(code) != callInstruction {
 		return errNotTraceable
 	}
-	var mask, all uint64
-	all = ^all
+	var mask uint64
+	// But for SIGSYS: a filter of the program's own may answer the calls with it (SECCOMP_RET_TRAP), and where it is blocked the
+	// kernel takes the program's handler away. toCall drops it.
+	all := ^uint64(1 << (unix.SIGSYS - 1))
 	if err := ptrace(unix.PTRACE_GETSIGMASK, t.tid, unsafe.Sizeof(mask), unsafe.Pointer(&mask)); err != nil {
 		return os.NewSyscallError("ptrace(PTRACE_GETSIGMASK)", err)
+	}
+	// From here on nobody else can put back what it was: where the launcher dies it would go on with all signals blocked, and
+	// take the result of another call for that of its bind.
+	if err := unix.PtraceSetOptions(t.tid, unix.PTRACE_O_TRACESYSGOOD|unix.PTRACE_O_EXITKILL); err != nil {
+		return os.NewSyscallError("ptrace(PTRACE_SETOPTIONS)", err)
 	}
 	if err := ptrace(unix.PTRACE_SETSIGMASK, t.tid, unsafe.Sizeof(all), unsafe.Pointer(&all)); err != nil {
 		return os.NewSyscallError("ptrace(PTRACE_SETSIGMASK)", err)
 	}
-	err := t.send(saved, fd, end)
-	_, cerr := t.call(saved, unix.SYS_CLOSE, uintptr(end))
+	err := t.send(from, fd, end)
+	_, cerr := t.call(from, unix.SYS_CLOSE, uintptr(end))
 	return errors.Join(err, cerr,
 		os.NewSyscallError("ptrace(PTRACE_SETSIGMASK)", ptrace(unix.PTRACE_SETSIGMASK, t.tid, unsafe.Sizeof(mask), unsafe.Pointer(&mask))),
-		t.registers(unix.PTRACE_SETREGSET, &saved))
+		t.registers(unix.PTRACE_SETREGSET, &saved),
+		os.NewSyscallError("ptrace(PTRACE_SETOPTIONS)", unix.PtraceSetOptions(t.tid, unix.PTRACE_O_TRACESYSGOOD)))
 }
 
 // message is what sendmsg(2) reads, in one page.
@@ -225,9 +251,9 @@ type message struct {
 }
 
 // send has the thread send its descriptor.
-func (t traced) send(saved unix.PtraceRegs, fd, end int) error {
+func (t traced) send(from unix.PtraceRegs, fd, end int) error {
 	size := uintptr(unix.Getpagesize())
-	page, err := t.call(saved, unix.SYS_MMAP, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, ^uintptr(0), 0)
+	page, err := t.call(from, unix.SYS_MMAP, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, ^uintptr(0), 0)
 	if err != nil {
 		return err
 	}
@@ -245,15 +271,15 @@ func (t traced) send(saved unix.PtraceRegs, fd, end int) error {
 	_, err = unix.PtracePokeData(t.tid, page, unsafe.Slice((*byte)(unsafe.Pointer(&m)), unsafe.Sizeof(m)))
 	err = os.NewSyscallError("ptrace(PTRACE_POKEDATA)", err)
 	if err == nil {
-		_, err = t.call(saved, unix.SYS_SENDMSG, uintptr(end), page, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		_, err = t.call(from, unix.SYS_SENDMSG, uintptr(end), page, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
 	}
-	_, uerr := t.call(saved, unix.SYS_MUNMAP, page, size)
+	_, uerr := t.call(from, unix.SYS_MUNMAP, page, size)
 	return errors.Join(err, uerr)
 }
 
-// call has the thread make a system call.
-func (t traced) call(saved unix.PtraceRegs, number uintptr, args ...uintptr) (uintptr, error) {
-	r := saved
+// call has the thread make a system call, from where its own was made.
+func (t traced) call(from unix.PtraceRegs, number uintptr, args ...uintptr) (uintptr, error) {
+	r := from
 	prepare(&r, number, args)
 	if err := t.registers(unix.PTRACE_SETREGSET, &r); err != nil {
 		return 0, err
@@ -276,15 +302,21 @@ func (t traced) call(saved unix.PtraceRegs, number uintptr, args ...uintptr) (ui
 
 // toCall has the thread go on to where its next system call begins, or the one that began ends.
 func (t traced) toCall() error {
+	signal := 0
 	for {
-		if err := unix.PtraceSyscall(t.tid, 0); err != nil {
+		if err := unix.PtraceSyscall(t.tid, signal); err != nil {
 			return os.NewSyscallError("ptrace(PTRACE_SYSCALL)", err)
 		}
 		info, err := t.next()
 		if err != nil || info.Signo == int32(unix.SIGTRAP) && info.Code == int32(unix.SIGTRAP)|0x80 {
 			return err
 		}
-		// All signals wait, but for a stop, which it is in again once it is let go.
+		// All other signals wait, but for SIGSTOP, which is lost where it is not handed on. Of the stop that it makes nothing is
+		// seen here: the thread is in it again once it is let go.
+		signal = 0
+		if info.Signo == int32(unix.SIGSTOP) && info.Code>>8 != unix.PTRACE_EVENT_STOP {
+			signal = int(unix.SIGSTOP)
+		}
 	}
 }
 

@@ -63,8 +63,11 @@
 //     mode its TCP sockets are known when they listen ([Listen.Made]). The
 //     same under Yama's setting 1 for one that is no descendant of the launcher
 //     any more; a launcher that is a subreaper keeps them.
-//   - A thread that gives a socket is traced meanwhile. Who waits for the program as its child is to look at what
+//   - A thread that gives a socket is traced until Options.Bind returns. Who waits for the program as its child is to look at what
 //     it is told ([AwaitEnd]); other children's end is told as always.
+//     A process of the program's that is about to give one when the launcher dies is killed (PTRACE_O_EXITKILL).
+//     What it does for that, mmap(2), sendmsg(2), munmap(2) and close(2), passes the program's own seccomp filters, where it
+//     has put them on before it binds: one that refuses such a call keeps the port from being shared, and one that kills for it kills.
 //   - The call waits for the launcher. One that is stopped (SIGSTOP) holds up the
 //     program's binds, and with Make its sockets, until it goes on.
 //

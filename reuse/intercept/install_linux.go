@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// waitKillable is SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, which a test does without, as kernels before 5.19.
+var waitKillable = uintptr(unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)
+
 // installFilter puts a filter on the calling thread, and returns the descriptor for its
 // notifications and whether no_new_privs had to be set. Of its errors only ErrNested is more
 // than text.
@@ -18,7 +21,7 @@ func installFilter(filter []unix.SockFilter) (listener int, noNewPrivs bool, err
 	// WAIT_KILLABLE_RECV (Linux 5.19): once the launcher has the notification,
 	// only a fatal signal interrupts the call. Go programs get a signal every
 	// 10 ms, each of which would start it anew.
-	flags := uintptr(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW | unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)
+	flags := uintptr(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW) | waitKillable
 	for {
 		fd, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
 		switch {

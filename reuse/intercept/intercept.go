@@ -92,8 +92,8 @@ type Bind struct {
 type lender interface{ socket() (*os.File, error) }
 
 // Borrow returns, during the callback, a copy of the program's socket, which is closed when the callback returns: Socket, or in
-// Make mode one of UDP, which the thread that binds it gives then. It is stopped for that (ptrace(2)) and makes a few
-// system calls more, some 0.3 ms. The error says what was refused: by a profile, by a tracer that it has already, by Yama
+// Make mode one of UDP, which the thread that binds it gives then. It is stopped for that (ptrace(2)), makes a few
+// system calls more, some 0.3 ms, and goes on when the callback has returned. The error says what was refused: by a profile, by a tracer that it has already, by Yama
 // (kernel.yama.ptrace_scope at 2), or because it stepped down by itself. It wraps ErrNoAccess where there is
 // nothing to be tried: with a TCP socket in Make mode, what was to be set was set in Options.Made.
 func (b Bind) Borrow() (*os.File, error) {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
 	"slices"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -120,6 +122,49 @@ func testVerb(verb []string) (answer string, keep any) {
 			answer <- bindRaw(verb[1], verb[2])
 		}()
 		return <-answer, nil
+	case "threads": // threads N NETWORK ADDRESS: the same from N of them at once
+		n, _ := strconv.Atoi(verb[1])
+		answers, begin := make(chan string), make(chan struct{})
+		for range n {
+			go func() {
+				runtime.LockOSThread()
+				<-begin
+				answers <- bindRaw(verb[2], verb[3])
+			}()
+		}
+		close(begin)
+		answer := "ok"
+		for range n {
+			if a := <-answers; a != "ok" {
+				answer = a
+			}
+		}
+		return answer, nil
+	case "interruptible": // calls fail with EINTR at SIGUSR1
+		signal.Notify(make(chan os.Signal, 1), unix.SIGUSR1)
+		const restart = 0x10000000 // SA_RESTART
+		action, get := signalAction(unix.SIGUSR1)
+		action[1] &^= restart
+		_, _, set := unix.Syscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGUSR1), uintptr(unsafe.Pointer(&action)), 0, signalMask, 0, 0)
+		return errnoText(max(get, set)), nil
+	case "trap": // trap NETWORK ADDRESS: bind where a filter answers sendmsg(2) with SIGSYS; is its handler there still?
+		answer := make(chan string)
+		go func() {
+			runtime.LockOSThread() // never unlocked: the filter is the thread's
+			filter := []unix.SockFilter{
+				{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS},
+				{Code: unix.BPF_JMP | unix.BPF_JEQ, Jf: 1, K: unix.SYS_SENDMSG},
+				{Code: unix.BPF_RET, K: unix.SECCOMP_RET_TRAP},
+				{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ALLOW},
+			}
+			unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+			prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+			_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
+			bindRaw(verb[1], verb[2])
+			action, get := signalAction(unix.SIGSYS)
+			answer <- fmt.Sprint(errnoText(max(errno, get)), " ", action[0] != 0)
+		}()
+		return <-answer, nil
 	case "child":
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Stdin = strings.NewReader("bind " + verb[1] + " " + verb[2] + "\n")
@@ -128,6 +173,18 @@ func testVerb(verb []string) (answer string, keep any) {
 			return err.Error(), nil
 		}
 		return strings.TrimSpace(string(b)), nil
+	case "leave": // leave NETWORK ADDRESS: what a child binds is told on standard error, whatever becomes of this process
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Stdin = strings.NewReader("masked " + verb[1] + " " + verb[2] + "\n")
+		cmd.Stdout = os.Stderr
+		return errnoText(cmd.Run()), nil
+	case "masked": // the same as bind, and the signals that are blocked then
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		answer := bindRaw(verb[1], verb[2])
+		var mask uint64
+		unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, 0, uintptr(unsafe.Pointer(&mask)), signalMask, 0, 0)
+		return fmt.Sprintf("%s %x", answer, mask), nil
 	case "unix":
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 		if err == nil {
@@ -233,6 +290,15 @@ func testVerb(verb []string) (answer string, keep any) {
 		return fmt.Sprintf("nested=%t process=%v", errors.Is(err, ErrNested), cmd.ProcessState != nil), nil
 	}
 	return "unknown verb", nil
+}
+
+// signalMask is the size of the kernel's.
+const signalMask = 8
+
+// signalAction is the kernel's struct sigaction: the handler, flags, and more.
+func signalAction(s syscall.Signal) (action [4]uint64, errno syscall.Errno) {
+	_, _, errno = unix.Syscall6(unix.SYS_RT_SIGACTION, uintptr(s), 0, uintptr(unsafe.Pointer(&action)), signalMask, 0, 0)
+	return action, errno
 }
 
 func workingDirectory() string {
@@ -493,6 +559,21 @@ func testLauncher(role string) int {
 		p.cmd.Process.Kill()
 		p.end()
 		return 0
+	case "borrow-and-die": // borrow-and-die DELAY: of a program's child
+		delay, _ := time.ParseDuration(os.Args[1])
+		address, _, err := reserve("udp", "127.0.0.1")
+		if err != nil {
+			return complain(err)
+		}
+		p, err := startProgram(Options{Mode: Make, ParentDeath: true, Made: func(*os.File, int) error { return nil }, Bind: func(b Bind) error {
+			time.AfterFunc(delay, func() { unix.Kill(os.Getpid(), unix.SIGKILL) })
+			_, err := b.Borrow()
+			return err
+		}}, nil)
+		if err != nil {
+			return complain(err)
+		}
+		return complain(p.do("leave", "udp", address))
 	case "share": // whoever we are, sharing works
 		address, _, err := reserve("tcp", "127.0.0.1")
 		if err != nil {

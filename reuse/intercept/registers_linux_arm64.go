@@ -11,8 +11,11 @@ func rewind(r *unix.PtraceRegs, n notification) bool {
 	return r.Regs[8] == uint64(n.Number) && r.Regs[0] == n.Args[0] && r.Regs[1] == n.Args[1]
 }
 
-// prepare has them make a call.
+// prepare has them make a call. BTYPE is not 0 before a signal's handler, where the call is not: only what marks the target of a branch
+// may be there then.
 func prepare(r *unix.PtraceRegs, number uintptr, args []uintptr) {
+	const btype = 3 << 10 // PSR_BTYPE_SHIFT of arch/arm64/include/uapi/asm/ptrace.h
+	r.Pstate &^= btype
 	r.Regs[8] = uint64(number)
 	for i, v := range args {
 		r.Regs[i] = uint64(v)

@@ -6,7 +6,7 @@ import "golang.org/x/sys/unix"
 
 const callInstruction = ""
 
-// rewind knows no state: nothing is done to a thread here.
+// Without it nothing is done to a thread.
 func rewind(*unix.PtraceRegs, notification) bool { return false }
 
 func prepare(*unix.PtraceRegs, uintptr, []uintptr) {}

@@ -178,9 +178,7 @@ func (t *Tap) serve() {
 		c := call{tap: t, raw: raw, n: n}
 		switch n.Number {
 		case unix.SYS_BIND:
-			if verdict, known := t.again.take(n); known {
-				c.answer(verdict)
-			} else if verdict, answered := t.bind(c); !answered {
+			if verdict, answered := t.bind(c); !answered {
 				c.answer(verdict)
 			}
 		case unix.SYS_LISTEN:
@@ -338,9 +336,12 @@ func (t *Tap) bind(c call) (verdict syscall.Errno, answered bool) {
 	if !ok || !c.valid() {
 		return goOn, false
 	}
+	if verdict, known := t.again.take(c.n.TID, b); known {
+		return verdict, false
+	}
 	verdict = t.verdict(t.o.Bind(b), "preparing a bind failed; it goes on untouched", "pid", b.PID, "network", b.Network, "address", b.Addr)
 	if l.began {
-		t.again.put(c.n, verdict)
+		t.again.put(c.n.TID, b, verdict)
 	}
 	return verdict, l.began
 }
