@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -230,12 +231,14 @@ func TestMakeModeBorrowsFromTheKilled(t *testing.T) {
 func TestMakeModeBorrowsFromTheTraced(t *testing.T) {
 	var mu sync.Mutex
 	var refused error
+	// The tracer lets nothing go on that a signal stops, such as the runtime's for preemption on a slow machine.
+	calm := func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, "GODEBUG=asyncpreemptoff=1") }
 	p := start(t, Options{Mode: Make, Made: func(*os.File, int) error { return nil }, Bind: func(b Bind) error {
 		mu.Lock()
 		defer mu.Unlock()
 		_, refused = b.Borrow()
 		return nil
-	}}, nil)
+	}}, calm)
 	defer traceAll(t, p.cmd.Process.Pid)()
 	p.expect(t, "EADDRINUSE", "bind", "udp", reserved(t, "udp", "127.0.0.1"))
 	mu.Lock()
