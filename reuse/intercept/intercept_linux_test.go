@@ -794,7 +794,6 @@ func TestParseSockaddr(t *testing.T) {
 	}
 }
 
-// BenchmarkStart is what the filter and its thread cost beside a plain start.
 // TestMakeModeUnderSignals: a signal that the launcher gets while it puts a socket into the program changes nothing for that.
 func TestMakeModeUnderSignals(t *testing.T) {
 	p := start(t, Options{Mode: Make, Made: func(*os.File, int) error { return nil }}, nil)
@@ -820,6 +819,44 @@ func TestMakeModeUnderSignals(t *testing.T) {
 	signals.Wait()
 }
 
+// TestErrorIsNoEnd: what polls as an error and nothing else, as the listener does for a moment, can be waited for all the
+// same.
+func TestErrorIsNoEnd(t *testing.T) {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	r, w := os.NewFile(uintptr(pipe[0]), "reader"), pipe[1]
+	defer r.Close()
+	defer unix.Close(w)
+	for { // a full one, which is not POLLOUT
+		if _, err := unix.Write(w, make([]byte, 4096)); err != nil {
+			break
+		}
+	}
+	fd, err := newWatch(w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch := os.NewFile(uintptr(fd), "watch")
+	defer watch.Close()
+	raw, err := watch.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	looks := 0
+	for range 2 {
+		if err := raw.Read(func(uintptr) bool {
+			r.Close() // from then on it is POLLERR
+			looks++
+			return looks >= 2
+		}); err != nil {
+			t.Fatalf("after %d looks: %v", looks, err)
+		}
+	}
+}
+
+// BenchmarkStart is what the filter and its thread cost beside a plain start.
 func BenchmarkStart(b *testing.B) {
 	for _, mode := range []Mode{Fetch, Make, Off} {
 		b.Run(mode.String(), func(b *testing.B) {

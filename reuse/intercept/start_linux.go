@@ -48,21 +48,19 @@ func Start(cmd *exec.Cmd, o Options) (*Tap, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
-	l := launch{cmd: cmd, plan: p, listener: -1, done: make(chan struct{})}
+	l := launch{cmd: cmd, plan: p, listener: -1, watch: -1, done: make(chan struct{})}
 	go l.run()
 	<-l.done
 	refills().Reset(refillAfter)
 	if l.err != nil {
 		return nil, l.err
 	}
-	var listener *os.File
+	var listener, watch *os.File
 	if l.listener >= 0 {
-		// Non-blocking is what makes os.NewFile hand it to the runtime's poller.
-		// The ioctls of the descriptor block all the same, so they are made only
-		// where poll(2) says that they will not.
-		listener = os.NewFile(uintptr(l.listener), "seccomp notify")
+		// The ioctls of the descriptor block, so they are made only where poll(2) says that they will not.
+		listener, watch = os.NewFile(uintptr(l.listener), "seccomp notify"), os.NewFile(uintptr(l.watch), "seccomp notify ready")
 	}
-	return newTap(listener, p.mode, l.noNewPrivs, o), nil
+	return newTap(listener, watch, p.mode, l.noNewPrivs, o), nil
 }
 
 // AwaitEnd waits until a child of this process has ended, and leaves it to be waited for. In Make mode a thread of the program is
@@ -130,6 +128,7 @@ type launch struct {
 	done chan struct{} // closed when the rest is known
 
 	listener   int // -1: none
+	watch      int // see newWatch
 	noNewPrivs bool
 	err        error
 }
@@ -182,9 +181,13 @@ func (l *launch) begin() (program int) {
 			l.cmd.Wait()
 		}
 	}
-	if l.err != nil && l.listener >= 0 {
-		unix.Close(l.listener)
-		l.listener = -1
+	if l.err != nil {
+		for _, fd := range []*int{&l.listener, &l.watch} {
+			if *fd >= 0 {
+				unix.Close(*fd)
+				*fd = -1
+			}
+		}
 	}
 	return program
 }
@@ -200,8 +203,7 @@ func (l *launch) install() error {
 	}
 	l.listener, l.noNewPrivs, err = installFilter(filter)
 	if err == nil {
-		// Only for the poller: see Start.
-		err = os.NewSyscallError("fcntl", unix.SetNonblock(l.listener, true))
+		l.watch, err = newWatch(l.listener)
 	}
 	if err != nil {
 		return fmt.Errorf("start %s: %w", l.cmd.Path, err)

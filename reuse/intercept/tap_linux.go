@@ -22,6 +22,7 @@ type Tap struct {
 	mode     Mode
 	noNewPrv bool
 	listener *os.File // nil without a filter
+	watch    *os.File // of newWatch, where there is a listener
 	done     chan struct{}
 	closing  atomic.Bool
 	once     sync.Once // closes done where there is no filter
@@ -34,9 +35,9 @@ type Tap struct {
 	again   again            // of Make mode: binds that come once more
 }
 
-// newTap takes over listener and begins to answer.
-func newTap(listener *os.File, mode Mode, noNewPrivs bool, o Options) *Tap {
-	t := &Tap{o: o, log: o.logger(), mode: mode, noNewPrv: noNewPrivs, listener: listener, done: make(chan struct{})}
+// newTap takes over listener and watch and begins to answer.
+func newTap(listener, watch *os.File, mode Mode, noNewPrivs bool, o Options) *Tap {
+	t := &Tap{o: o, log: o.logger(), mode: mode, noNewPrv: noNewPrivs, listener: listener, watch: watch, done: make(chan struct{})}
 	if listener != nil {
 		go t.serve()
 	}
@@ -67,6 +68,7 @@ func (t *Tap) Close() error {
 	}
 	t.closing.Store(true)
 	t.listener.Close() // a second time it is os.ErrClosed
+	t.watch.Close()
 	<-t.done
 	return nil
 }
@@ -117,6 +119,29 @@ const (
 	broken // the kernel answers what it never should
 )
 
+// newWatch returns a descriptor for the runtime's poller that is readable when the listener has something to tell.
+//
+// The listener itself is none: a signal to the thread that polls it, while the program has the filter's lock, is
+// EPOLLERR (seccomp_notify_poll in kernel/seccomp.c), which is over in a moment. But the poller takes a descriptor with that
+// alone for one that can't be waited for, and fails from then on. An epoll instance is readable with it, no more.
+func newWatch(listener int) (int, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return -1, os.NewSyscallError("epoll_create1", err)
+	}
+	if err = unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, listener, &unix.EpollEvent{Events: unix.EPOLLIN}); err != nil {
+		err = os.NewSyscallError("epoll_ctl", err)
+	} else {
+		// Non-blocking is what makes os.NewFile hand it to the poller.
+		err = os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
 // receive looks at the listener without blocking. The ioctl itself would block,
 // but not when poll(2) says that a notification is there: at worst its process
 // was killed in between, which is ENOENT.
@@ -128,11 +153,16 @@ func receive(fd uintptr, n *notification) (event, error) {
 		} else if err != nil {
 			return broken, os.NewSyscallError("poll", err)
 		}
-		if p[0].Revents&unix.POLLIN == 0 {
-			if p[0].Revents != 0 {
-				return gone, nil
-			}
+		switch revents := p[0].Revents; {
+		case revents&unix.POLLIN != 0:
+		case revents&unix.POLLHUP != 0:
+			return gone, nil
+		case revents == 0:
 			return nothing, nil
+		case revents&unix.POLLNVAL != 0:
+			return broken, os.NewSyscallError("poll", unix.EBADF)
+		default:
+			continue // POLLERR is a signal in the midst of it: see newWatch
 		}
 		*n = notification{} // the kernel insists
 		switch _, errno := ioctl(fd, unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(n)); errno {
@@ -153,16 +183,23 @@ func receive(fd uintptr, n *notification) (event, error) {
 func (t *Tap) serve() {
 	defer close(t.done)
 	defer t.listener.Close()
+	defer t.watch.Close()
 	raw, err := t.listener.SyscallConn()
 	if err != nil {
 		return // closed already
+	}
+	ready, err := t.watch.SyscallConn()
+	if err != nil {
+		return
 	}
 	for {
 		var n notification
 		var found event
 		var failure error
-		err := raw.Read(func(fd uintptr) bool {
-			found, failure = receive(fd, &n)
+		err := ready.Read(func(uintptr) bool {
+			if err := raw.Control(func(fd uintptr) { found, failure = receive(fd, &n) }); err != nil {
+				found = gone // closed
+			}
 			return found != nothing
 		})
 		switch {
