@@ -200,9 +200,15 @@ func TestCrashOfNew(t *testing.T) {
 	}
 }
 
-// pause has the next launcher that comes to a step stop there.
+// pause has the next launcher that comes to a step stop there. One whose generation serves has come to all of them: its record
+// says so before it has.
 func (s *service) pause(step string) {
 	s.t.Helper()
+	for _, r := range s.records() {
+		if r.State == state.Serving {
+			s.said(fmt.Sprintf("msg=serving service=%s generation=%d ", r.Service, r.Generation))
+		}
+	}
 	for _, name := range []string{"paused", "go"} {
 		os.Remove(filepath.Join(s.root, name))
 	}
