@@ -797,26 +797,34 @@ func TestParseSockaddr(t *testing.T) {
 // TestMakeModeUnderSignals: a signal that the launcher gets while it puts a socket into the program changes nothing for that.
 func TestMakeModeUnderSignals(t *testing.T) {
 	p := start(t, Options{Mode: Make, Made: func(*os.File, int) error { return nil }}, nil)
+	defer storm(t, os.Getpid(), 0)()
+	p.expect(t, "ok", "sockets", "20000")
+}
+
+// storm has the threads of a process get signals that Go's runtime ignores, with pauses, until calm.
+func storm(t *testing.T, pid int, pause time.Duration) (calm func()) {
 	ctx, stop := context.WithCancel(t.Context())
 	var signals sync.WaitGroup
 	signals.Go(func() {
 		for ctx.Err() == nil {
-			threads, err := os.ReadDir("/proc/self/task")
+			threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			for range 50 {
+			for range 20 {
 				for _, thread := range threads {
 					tid, _ := strconv.Atoi(thread.Name())
-					unix.Tgkill(unix.Getpid(), tid, unix.SIGURG) // which the runtime ignores
+					unix.Tgkill(pid, tid, unix.SIGURG)
 				}
+				time.Sleep(pause)
 			}
 		}
 	})
-	p.expect(t, "ok", "sockets", "20000")
-	stop()
-	signals.Wait()
+	return func() {
+		stop()
+		signals.Wait()
+	}
 }
 
 // TestErrorIsNoEnd: what polls as an error and nothing else, as the listener does for a moment, can be waited for all the

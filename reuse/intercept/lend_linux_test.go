@@ -1,7 +1,6 @@
 package intercept
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -202,29 +201,10 @@ func TestMakeModeBorrowsUnderSignalsWithoutWait(t *testing.T) {
 func bindUnderSignals(t *testing.T, binds int, bind func(Bind) error) *running {
 	t.Helper()
 	p := start(t, Options{Mode: Make, Bind: bind, Made: func(*os.File, int) error { return nil }}, nil)
-	ctx, stop := context.WithCancel(t.Context())
-	var signals sync.WaitGroup
-	signals.Go(func() {
-		for ctx.Err() == nil {
-			threads, err := os.ReadDir("/proc/" + strconv.Itoa(p.cmd.Process.Pid) + "/task")
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			for range 20 {
-				for _, thread := range threads {
-					tid, _ := strconv.Atoi(thread.Name())
-					unix.Tgkill(p.cmd.Process.Pid, tid, unix.SIGURG) // as the runtime does to preempt
-				}
-				time.Sleep(50 * time.Microsecond)
-			}
-		}
-	})
+	defer storm(t, p.cmd.Process.Pid, 50*time.Microsecond)()
 	for range binds {
 		p.expect(t, "ok", "bind", "udp", reserved(t, "udp", "127.0.0.1"))
 	}
-	stop()
-	signals.Wait()
 	return p
 }
 
