@@ -52,6 +52,20 @@ func TestProgramWithoutLauncher(t *testing.T) {
 	}
 }
 
+// A program whose launcher had another stop signal is stopped by that one.
+func TestStopSignalWithoutLauncher(t *testing.T) {
+	program, addr := startProgram(t, os.Geteuid())
+	root := filepath.Join(t.TempDir(), "state")
+	writeOrphan(t, root, "web", program.Process.Pid, addr, func(r *state.Record) { r.StopSignal = syscall.SIGINT })
+	if code, _, words := call(root, "stop"); code != ExitOK {
+		t.Errorf("stop: %d\n%s", code, words)
+	}
+	program.Wait()
+	if s := program.ProcessState.Sys().(syscall.WaitStatus); s.Signal() != syscall.SIGINT {
+		t.Errorf("the program ended by %v", s)
+	}
+}
+
 // startProgram starts what a launcher that died would have left.
 func startProgram(t *testing.T, uid int) (*exec.Cmd, netip.AddrPort) {
 	t.Helper()
@@ -248,7 +262,7 @@ func giveAway(t *testing.T, root string) {
 }
 
 // writeOrphan writes what a launcher that died would have left.
-func writeOrphan(t *testing.T, root, name string, pid int, addr netip.AddrPort) {
+func writeOrphan(t *testing.T, root, name string, pid int, addr netip.AddrPort, change ...func(*state.Record)) {
 	t.Helper()
 	there, err := reuse.Listening("tcp", addr.Port())
 	if err != nil || len(there) != 1 {
@@ -265,8 +279,12 @@ func writeOrphan(t *testing.T, root, name string, pid int, addr netip.AddrPort) 
 		t.Fatal(err)
 	}
 	defer dir.Close()
-	if err := dir.Write(state.Record{Service: name, Generation: 3, State: state.Serving, Owner: dead, Program: &id, Launched: true,
-		Listeners: []state.Listener{{Network: "tcp", Address: addr.String(), Inodes: []uint64{there[0].Inode}}}, Started: time.Now()}); err != nil {
+	r := state.Record{Service: name, Generation: 3, State: state.Serving, Owner: dead, Program: &id, Launched: true,
+		Listeners: []state.Listener{{Network: "tcp", Address: addr.String(), Inodes: []uint64{there[0].Inode}}}, Started: time.Now()}
+	for _, f := range change {
+		f(&r)
+	}
+	if err := dir.Write(r); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -153,7 +153,7 @@ func (g *generation) begin(ctx context.Context, timeout time.Duration) error {
 		return err
 	}
 	o, err := owner.Enter(ctx, owner.Config{Name: l.opt.Name, Default: l.isDefault, Root: l.root,
-		Command: g.req.command, Directory: g.req.dir, Launched: true, Supervised: supervised(), Token: g.req.token,
+		Command: g.req.command, Directory: g.req.dir, StopSignal: g.req.set.StopSignal, Launched: true, Supervised: supervised(), Token: g.req.token,
 		StartTimeout: timeout, ReloadTimeout: g.req.set.StartTimeout, Body: (*body)(g), Log: l.log, UID: -1, Adopt: adopted,
 		Wanted: g.req.wanted, Borrow: borrowFromOrphan})
 	if err != nil {

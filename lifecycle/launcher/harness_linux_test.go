@@ -76,6 +76,7 @@ type config struct {
 	Probes      []string
 	Start       time.Duration
 	StopDelay   time.Duration
+	StopSignal  syscall.Signal
 	Drain       time.Duration
 	Hold        time.Duration
 	Restart     string
@@ -114,7 +115,7 @@ func launch(path string) int {
 	trial.Step = func(name string) { pauseAt(c.Root, name) }
 	trial.PartingOff = c.PartingOff
 	o := launcher.Options{Name: c.Name, StateDir: c.Root, Command: c.Command, Dir: c.Root, Adopt: c.Adopt,
-		Settings: launcher.Settings{Listen: c.Listen, Health: c.Probes, StartTimeout: c.Start, StopDelay: c.StopDelay,
+		Settings: launcher.Settings{Listen: c.Listen, Health: c.Probes, StartTimeout: c.Start, StopDelay: c.StopDelay, StopSignal: c.StopSignal,
 			DrainTimeout: c.Drain, Hold: c.Hold, Restart: c.Restart, Reuse: c.Reuse},
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	err := launcher.Run(context.Background(), o)

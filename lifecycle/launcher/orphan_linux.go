@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,7 +44,7 @@ func (l *launcher) drainOrphans(g *generation) {
 		g.sockets.running.Go(func() {
 			ctx, cancel := context.WithTimeout(g.orphans, g.req.set.DrainTimeout)
 			defer cancel()
-			err := endOrphan(ctx, &r, g.owner.Dir().UID(), g.req.set.StopDelay, g.req.set.StopSignal)
+			err := endOrphan(ctx, &r, g.owner.Dir().UID(), g.req.set.StopDelay, cmp.Or(r.StopSignal, g.req.set.StopSignal))
 			if owner.Orphan(r) { // its record tells the next one whose the sockets are
 				l.log.Error("the old program still listens", "pid", r.Program.PID, "error", err)
 				return
@@ -172,9 +173,9 @@ func saysItIs(pid int, service string, generation int) bool {
 	return variable(env, nameVariable) == service && variable(env, generationVariable) == strconv.Itoa(generation)
 }
 
-// StopOrphan ends the program of a generation whose launcher is dead. What is left of it when ctx ends is killed. uid
+// StopOrphan ends the program of a generation whose launcher is dead, by the stop signal that this one had. What is left of it when ctx ends is killed. uid
 // is the user who wrote the record: processes that he could not signal are left alone, with an error that wraps
 // syscall.EPERM.
 func StopOrphan(ctx context.Context, r state.Record, uid int) error {
-	return endOrphan(ctx, &r, uid, 0, DefaultStopSignal)
+	return endOrphan(ctx, &r, uid, 0, cmp.Or(r.StopSignal, DefaultStopSignal))
 }

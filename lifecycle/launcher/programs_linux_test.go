@@ -37,6 +37,7 @@ type programConfig struct {
 	Workers  int           // processes, each with a socket of its own; one that ends is started again
 	Reopen   bool          // at SIGUSR2 it listens anew, and closes the old listener a moment later
 	Share    bool          // it sets SO_REUSEPORT itself
+	Trap     string        // a file where it writes the name of the first signal that asks it to end, which ends it
 	Drains   bool          // it ends by a drain that answers all that it accepted, and not by Shutdown
 	Option   string        // what it does to its sockets: see setOption
 	User     int           // who it becomes before it listens, where that is not 0
@@ -80,6 +81,14 @@ func program(path string) int {
 	}
 	if c.Stubborn {
 		signal.Ignore(syscall.SIGTERM)
+	}
+	if c.Trap != "" {
+		asked := make(chan os.Signal, 1)
+		signal.Notify(asked, syscall.SIGTERM, syscall.SIGINT)
+		go func() {
+			os.WriteFile(c.Trap, []byte((<-asked).String()), 0o644)
+			os.Exit(0)
+		}()
 	}
 	if c.Child {
 		switch os.Getenv("WORKER") {

@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -110,4 +113,26 @@ func TestUndeclaredUDP(t *testing.T) {
 		}
 		s.alone()
 	})
+}
+
+// TestStopSignalOutlivesLauncher: whoever ends the program when its launcher is dead knows what it takes for a stop.
+func TestStopSignalOutlivesLauncher(t *testing.T) {
+	t.Parallel()
+	s, addr, c := polite(t, func(s *service, _ *programConfig) { s.c.StopSignal = syscall.SIGINT })
+	if r := s.serving(0); r.StopSignal != syscall.SIGINT {
+		t.Errorf("the record says %v", r.StopSignal)
+	}
+	c.Trap = filepath.Join(s.root, "trapped") // of the generations to come
+	s.next(c)
+	s.reload()
+	s.alone()
+	s.runs[0].kill()
+	s.c.StopSignal = 0
+	s.start()
+	s.serving(2)
+	s.alone()
+	s.mustAsk(addr, 3)
+	if data, err := os.ReadFile(c.Trap); err != nil || string(data) != "interrupt" {
+		t.Errorf("the orphan was stopped with %q, %v", data, err)
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"overlap/lifecycle/control"
@@ -28,6 +29,8 @@ type Config struct {
 	// Command and Directory are for the record.
 	Command   []string
 	Directory string
+	// StopSignal ends the program of a launcher; it is for the record too.
+	StopSignal syscall.Signal
 	// Launched is true where a launcher owns the generation's process.
 	Launched bool
 	// Supervised is true where this process must not exit when somebody is started by hand. One
@@ -194,7 +197,7 @@ func (o *Owner) enter(ctx context.Context) error {
 	}
 	o.record = state.Record{Service: o.cfg.Name, Generation: o.number, State: state.Starting,
 		Owner: self, Launched: o.cfg.Launched, Command: o.cfg.Command,
-		Directory: o.cfg.Directory, Started: time.Now()}
+		Directory: o.cfg.Directory, StopSignal: o.cfg.StopSignal, Started: time.Now()}
 	if err := o.save(func(*state.Record) {}); err != nil {
 		return err
 	}

@@ -19,6 +19,9 @@ import (
 
 const maxGeneration = 999_999_999
 
+// maxSignal is the last there is on the systems that are supported: SIGRTMAX of Linux.
+const maxSignal = 64
+
 // Dir is one service's directory, held open. It is safe for concurrent use. Close it
 // when done; locks taken from it live on until they are released.
 type Dir struct {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 	"time"
 
 	"overlap/lifecycle/process"
@@ -63,11 +64,13 @@ type Record struct {
 	// Launched says that the owner is a launcher.
 	Launched bool `json:"launched,omitempty"`
 	// Command and Directory are what the next generation is started with by default.
-	Command   []string   `json:"command,omitempty"`
-	Directory string     `json:"directory,omitempty"`
-	Listeners []Listener `json:"listeners,omitempty"`
-	Started   time.Time  `json:"started,omitzero"`
-	Switched  time.Time  `json:"switched,omitzero"` // zero until it served
+	Command   []string `json:"command,omitempty"`
+	Directory string   `json:"directory,omitempty"`
+	// StopSignal ends the launched program; 0 is none, or that of an older launcher.
+	StopSignal syscall.Signal `json:"stop_signal,omitempty"`
+	Listeners  []Listener     `json:"listeners,omitempty"`
+	Started    time.Time      `json:"started,omitzero"`
+	Switched   time.Time      `json:"switched,omitzero"` // zero until it served
 }
 
 // Parse reads a record and checks it. Every error wraps ErrRecord. Unknown keys are
@@ -109,6 +112,8 @@ func (r *Record) check() error {
 		return fmt.Errorf("owner's pid %d", r.Owner.PID)
 	case r.Program != nil && r.Program.PID < 1:
 		return fmt.Errorf("program's pid %d", r.Program.PID)
+	case r.StopSignal < 0 || r.StopSignal > maxSignal:
+		return fmt.Errorf("stop signal %d", r.StopSignal)
 	}
 	for _, l := range r.Listeners {
 		if l.Network == "" || l.Address == "" {
