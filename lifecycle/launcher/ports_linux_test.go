@@ -255,6 +255,32 @@ func TestWithinDeclared(t *testing.T) {
 	}).close)
 }
 
+// TestTakenDatagrams: nor does it find its own UDP port free right after it has bound it, but where it says that it may be
+// bound again.
+func TestTakenDatagrams(t *testing.T) {
+	for name, refused := range map[string]bool{"fetch": false, "make": true} {
+		for _, reuses := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/reuses=%v", name, reuses), func(t *testing.T) {
+				t.Parallel()
+				s := newService(t)
+				s.c.NoGetfd = refused
+				addr, datagrams := free(t, "tcp", "127.0.0.1"), free(t, "udp", "127.0.0.1")
+				s.c.Listen = []string{addr, "udp:" + datagrams}
+				s.goProgram(programConfig{Kind: "polite", Listen: []string{addr}, UDP: []string{datagrams, datagrams}, Reuses: reuses})
+				r := s.start()
+				if !reuses {
+					s.code(r)
+					s.said("bind: address already in use")
+					return
+				}
+				s.serving(0)
+				s.reload()
+				s.alone()
+			})
+		}
+	}
+}
+
 // TestComesDuringHandover: a second socket of the program's at an address that it opens while its next version starts gets no
 // client until that is over, since the places of the group are the handover's; then it gets its share.
 func TestComesDuringHandover(t *testing.T) {

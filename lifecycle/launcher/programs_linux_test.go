@@ -45,6 +45,7 @@ type programConfig struct {
 	Anew     bool          // it does that first of all, and executes itself anew, as under gosu
 	Then     int           // who it becomes once it listens
 	UDP      []string      // addresses that it binds, and does not read from
+	Reuses   bool          // those have SO_REUSEADDR
 	Answer   time.Duration // what it takes from a datagram to its echo
 	Fail     string        // "late": not healthy for a second; "unhealthy", "crash early", "crash in check", "hang", "never"
 	Between  time.Duration // it takes from one listen to the next
@@ -438,7 +439,13 @@ var datagrams []*net.UDPConn
 
 func (c programConfig) bindDatagrams() error {
 	for _, addr := range c.UDP {
-		pc, err := net.ListenPacket("udp", addr)
+		lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+			if !c.Reuses {
+				return nil
+			}
+			return errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }), err)
+		}}
+		pc, err := lc.ListenPacket(context.Background(), "udp", addr)
 		if err != nil {
 			return err
 		}

@@ -87,12 +87,6 @@ func (s *sockets) bind(b intercept.Bind) error {
 		s.refuse(err)
 		return fmt.Errorf("%w: %w", syscall.EOPNOTSUPP, err)
 	}
-	if s.taken(a, b) {
-		return syscall.EADDRINUSE
-	}
-	if b.Network == "tcp" && s.serving.Load() && s.member(a) == nil {
-		return s.open(a, b)
-	}
 	socket := b.Socket
 	if b.Network == "udp" {
 		var err error
@@ -103,6 +97,12 @@ func (s *sockets) bind(b intercept.Bind) error {
 			s.because(err)
 			return nil
 		}
+	}
+	if s.taken(a, b, socket) {
+		return syscall.EADDRINUSE
+	}
+	if b.Network == "tcp" && s.serving.Load() && s.member(a) == nil {
+		return s.open(a, b)
 	}
 	s.joining.Lock()
 	defer s.joining.Unlock()
@@ -267,12 +267,45 @@ func (s *sockets) comes(ino uint64, pid, fd int) (p pending, ok bool) {
 
 // taken reports whether the kernel would refuse a bind because the program itself has the address already: to share its
 // port is for the next generation only, unless the program wants it.
-func (s *sockets) taken(a reuse.Address, b intercept.Bind) bool {
-	if b.Shares {
+// Datagram sockets that reuse their address may have it together (net/ipv4/udp.c, udp_lib_lport_inuse).
+func (s *sockets) taken(a reuse.Address, b intercept.Bind, socket *os.File) bool {
+	if b.Shares || a.Network == "udp" && reuses(socket) {
 		return false
 	}
 	m := s.member(a)
-	return m != nil && len(m.Inodes()) > 0 && s.listens(m)
+	return m != nil && len(m.Inodes()) > 0 && s.listens(m) || a.Network == "udp" && s.hasBound(a, b.Inode)
+}
+
+// reuses reports whether a socket has SO_REUSEADDR.
+func reuses(socket *os.File) (on bool) {
+	withDescriptor(socket, func(fd int) error {
+		v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
+		on = v != 0
+		return err
+	})
+	return on
+}
+
+// hasBound reports whether the program has bound another UDP socket to the address, which is not among the generation's yet.
+func (s *sockets) hasBound(a reuse.Address, other uint64) bool {
+	s.mu.Lock()
+	comes := map[uint64]bool{}
+	for ino, p := range s.pending {
+		if p.address == a && ino != other {
+			comes[ino] = true
+		}
+	}
+	s.mu.Unlock()
+	if len(comes) == 0 {
+		return false
+	}
+	diag, err := sockdiag.Open()
+	if err != nil {
+		return false
+	}
+	defer diag.Close()
+	there, err := diag.Datagrams(a.AddrPort.Port())
+	return err == nil && slices.ContainsFunc(there, func(d sockdiag.Socket) bool { return comes[d.Inode] })
 }
 
 // listens reports whether one of a member's sockets is there still.
