@@ -864,6 +864,29 @@ func TestErrorIsNoEnd(t *testing.T) {
 	}
 }
 
+// TestErrorIsNoAnswer: nor is the program gone for it.
+func TestErrorIsNoAnswer(t *testing.T) {
+	var broken, quiet [2]int
+	for _, pipe := range []*[2]int{&broken, &quiet} {
+		if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fd := broken[1]
+	defer unix.Close(fd)
+	defer unix.Close(quiet[0])
+	defer unix.Close(quiet[1])
+	unix.Close(broken[0]) // it polls as an error from now on,
+	time.AfterFunc(20*time.Millisecond, func() {
+		if err := unix.Dup3(quiet[0], fd, unix.O_CLOEXEC); err != nil { // until it is another that has nothing to tell
+			t.Error(err)
+		}
+	})
+	if found, err := receive(uintptr(fd), new(notification)); found != nothing || err != nil {
+		t.Errorf("found %v, %v, want nothing", found, err)
+	}
+}
+
 // BenchmarkStart is what the filter and its thread cost beside a plain start.
 func BenchmarkStart(b *testing.B) {
 	for _, mode := range []Mode{Fetch, Make, Off} {

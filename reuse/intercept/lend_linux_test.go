@@ -354,9 +354,10 @@ func TestMakeModeBorrowsFromTheKilled(t *testing.T) {
 // A launcher that is killed leaves nothing of the program that is not itself: what was in the midst of giving its socket ends, and
 // what was not goes on.
 func TestMakeModeBorrowsAndDies(t *testing.T) {
+	address := reserved(t, "udp", "127.0.0.1") // by one that outlives the launcher
 	for i := range 25 {
 		delay := time.Duration(i) * 30 * time.Microsecond
-		cmd := launcher(t, "borrow-and-die", nil, delay.String())
+		cmd := launcher(t, "borrow-and-die", nil, delay.String(), address)
 		var out strings.Builder
 		cmd.Stdout, cmd.Stderr = &out, &out
 		cmd.Run() // until all that has its output has ended

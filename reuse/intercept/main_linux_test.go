@@ -559,12 +559,8 @@ func testLauncher(role string) int {
 		p.cmd.Process.Kill()
 		p.end()
 		return 0
-	case "borrow-and-die": // borrow-and-die DELAY: of a program's child
+	case "borrow-and-die": // borrow-and-die DELAY ADDRESS: of a program's child
 		delay, _ := time.ParseDuration(os.Args[1])
-		address, _, err := reserve("udp", "127.0.0.1")
-		if err != nil {
-			return complain(err)
-		}
 		p, err := startProgram(Options{Mode: Make, ParentDeath: true, Made: func(*os.File, int) error { return nil }, Bind: func(b Bind) error {
 			time.AfterFunc(delay, func() { unix.Kill(os.Getpid(), unix.SIGKILL) })
 			_, err := b.Borrow()
@@ -573,7 +569,8 @@ func testLauncher(role string) int {
 		if err != nil {
 			return complain(err)
 		}
-		return complain(p.do("leave", "udp", address))
+		p.do("leave", "udp", os.Args[2])
+		return 0
 	case "share": // whoever we are, sharing works
 		address, _, err := reserve("tcp", "127.0.0.1")
 		if err != nil {

@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -61,29 +60,6 @@ func Start(cmd *exec.Cmd, o Options) (*Tap, error) {
 		listener, watch = os.NewFile(uintptr(l.listener), "seccomp notify"), os.NewFile(uintptr(l.watch), "seccomp notify ready")
 	}
 	return newTap(listener, watch, p.mode, l.noNewPrivs, o), nil
-}
-
-// AwaitEnd waits until a child of this process has ended, and leaves it to be waited for. In Make mode a thread of the program is
-// traced for a moment when [Bind.Borrow] is called, and whoever waits for the program then, as cmd.Wait does, would
-// be told of that (wait(2), ptrace(2)).
-func AwaitEnd(pid int) error {
-	const (
-		exited = 1 // CLD_EXITED, CLD_KILLED, CLD_DUMPED
-		dumped = 3
-	)
-	for {
-		var info unix.Siginfo
-		err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOWAIT, nil)
-		switch {
-		case err == unix.EINTR:
-		case err != nil:
-			return os.NewSyscallError("waitid", err)
-		case info.Code >= exited && info.Code <= dumped:
-			return nil
-		default:
-			time.Sleep(longestPause)
-		}
-	}
 }
 
 // plan is what a program is started with.
